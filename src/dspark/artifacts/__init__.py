@@ -1,0 +1,44 @@
+"""Files that stages hand to each other: written whole, named, versioned, traceable.
+
+Nothing here imports torch.
+"""
+
+from dspark.artifacts.documents import (
+    cpu_count,
+    cpu_model,
+    provenance,
+    read_artifact,
+    sha256_file,
+    write_artifact,
+)
+from dspark.artifacts.folders import cache_dir, data_dir, find_data
+from dspark.artifacts.jsonl import append_jsonl, read_jsonl, repair_jsonl
+from dspark.artifacts.writing import (
+    atomic_folder,
+    atomic_write_bytes,
+    atomic_write_json,
+    atomic_write_text,
+    recover_folder,
+    write_error,
+)
+
+__all__ = [
+    "append_jsonl",
+    "atomic_folder",
+    "atomic_write_bytes",
+    "atomic_write_json",
+    "atomic_write_text",
+    "cache_dir",
+    "cpu_count",
+    "cpu_model",
+    "data_dir",
+    "find_data",
+    "provenance",
+    "read_artifact",
+    "read_jsonl",
+    "recover_folder",
+    "repair_jsonl",
+    "sha256_file",
+    "write_artifact",
+    "write_error",
+]

@@ -1,0 +1,81 @@
+"""Options and loading shared by the verbs that run models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dspark.errors import CheckpointError, IncompatibleDrafterError
+from dspark.models.default_target import DEFAULT_TARGET, KNOWN_TARGETS, shipped_drafter
+
+TargetOption = Annotated[
+    str, typer.Option("--target", help="Known name, local folder or Hugging Face id.")
+]
+DrafterOption = Annotated[
+    str,
+    typer.Option(
+        "--drafter", help="Name of a shipped drafter (dspark), a checkpoint folder, or none."
+    ),
+]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="Weights and arithmetic: bfloat16, float32 or float16.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Processor threads; unset takes all cores.")
+]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option("--policy", help="How much of a draft to verify: off or fixed:K.", metavar="NAME"),
+]
+DEFAULT_DRAFTER = "dspark"
+
+
+def find_drafter(name: str, target: str) -> Path | None:
+    """Folder of the drafter meant by ``name``; None for "none".
+
+    Raises:
+        CheckpointError: no such folder, and no drafter of that name is shipped.
+        IncompatibleDrafterError: a shipped name, but for other targets than this one.
+    """
+    if name == "none":
+        return None
+    shipped = shipped_drafter(target, name)
+    if shipped is not None:
+        return shipped
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    elsewhere = [known for known in KNOWN_TARGETS if shipped_drafter(known, name)]
+    if elsewhere:
+        raise IncompatibleDrafterError(
+            f"The shipped drafter {name} is for another target",
+            found=f"drafter for {', '.join(elsewhere)}, target {target}",
+            fix="Use --drafter none, or a folder with a drafter trained for this target",
+        )
+    raise CheckpointError(
+        f"There is no drafter {name}",
+        fix="Give a checkpoint folder, a shipped name (dspark), or none",
+    )
+
+
+def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # type: ignore[no-untyped-def]
+    """The target and, unless ``drafter`` is "none", its drafter, ready to run.
+
+    Raises:
+        CheckpointError, IncompatibleDrafterError: see ``load_target`` and ``load_drafter``.
+    """
+    import torch
+
+    from dspark.models.checkpoint import load_drafter
+    from dspark.models.target import load_target
+
+    if threads:
+        torch.set_num_threads(threads)
+    folder = find_drafter(drafter, target)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_target(target, dtype, device)
+    return model, None if folder is None else load_drafter(folder, model)
+
+

@@ -1,0 +1,157 @@
+"""`dspark demo`: the same prompts without and with the drafter, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dspark.artifacts import provenance, write_artifact
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DrafterOption,
+    DtypeOption,
+    PolicyOption,
+    TargetOption,
+    ThreadsOption,
+    load_models,
+)
+from dspark.core import SamplingParams, TokenKind
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+STYLES = {TokenKind.ACCEPTED: "green", TokenKind.DRAWN: "yellow", TokenKind.PLAIN: ""}
+
+
+def command(
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = DEFAULT_DRAFTER,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Prompts in all, spread over the domains.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 160,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Also time: transformers.")
+    ] = None,
+    policy: PolicyOption = None,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only the table.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here (dspark.demo/1).")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the figures into this PNG.")
+    ] = None,
+) -> None:
+    """Answer prompts plainly and with the drafter in turn, and compare speed and text.
+
+    Accepted draft tokens are green, tokens the target corrected or added are yellow.
+
+    Examples:
+
+        dspark demo
+
+        dspark demo --compare transformers --json results/demo.json --plot results/demo.png
+
+        dspark demo --data eval/gsm8k.jsonl --data eval/mbpp.jsonl --limit 60 --quiet
+    """
+    if compare not in (None, "transformers"):
+        raise ConfigError("Unknown --compare", found=compare, fix="Use transformers")
+    if drafter == "none":
+        raise ConfigError("The demo compares with and without a drafter", fix="Name a drafter")
+    if compare and temperature > 0:
+        raise ConfigError("--compare transformers is greedy", fix="Leave --temperature at 0")
+    from dspark.data.files import find_data
+    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.evaluation import demo
+
+    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
+    prompts = spread(prompts, limit) if limit else prompts
+    params = SamplingParams(
+        temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
+    )
+    model, draft_model = load_models(target, drafter, dtype, threads)
+    module = None
+    if compare:
+        from dspark.models.target import load_module
+
+        module = load_module(target, dtype, str(model.device))[0]
+    console = Console(highlight=False)
+    shown = _Screen(console, model.tokenizer, quiet)
+    result = demo.run(
+        model, draft_model, prompts, params, policy=policy, compare=module, show=shown.show
+    )
+    console.print(table(result))
+    if json_file is not None:
+        record = provenance("dspark demo", {"seed": seed}, [find_data(name) for name in data or []])
+        write_artifact(json_file, demo.SCHEMA, result, record)
+    if plot is not None:
+        from dspark.reporting.demo_plot import draw
+
+        draw(result, plot)
+
+
+class _Screen:
+    """Streams answers; every prompt appears once, then each way's answer under its name."""
+
+    def __init__(self, console: Console, tokenizer: Any, quiet: bool) -> None:
+        self.console, self.tokenizer, self.quiet = console, tokenizer, quiet
+        self.prompt_id, self.way, self.text = "", "", None
+
+    def show(self, way: str, prompt: Any, output: Any) -> None:
+        """One step's tokens, coloured by how they came about."""
+        if self.quiet:
+            return
+        from dspark.models.detokenize import TextStream
+
+        if prompt.id != self.prompt_id:
+            self.prompt_id, self.way = prompt.id, ""
+            self.console.rule(f"{prompt.id}: {prompt.text[:60]!r}", align="left", style="dim")
+        if way != self.way or self.text is None:
+            self.way, self.text = way, TextStream(self.tokenizer)
+            self.console.print(f"[bold]{way}[/bold]")
+        line = Text()
+        for token, kind in zip(output.token_ids, output.kinds, strict=True):
+            line.append(self.text.push(token), STYLES[kind])
+        if output.finished:
+            line.append(self.text.rest() + "\n")
+        self.console.print(line, end="", soft_wrap=True)
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures as a table."""
+    title = f"{result['target']}, {result['dtype']}, {result['threads']} threads, "
+    title += f"{result['prompts']} prompts, {result['new_tokens']} tokens"
+    rows = Table(title=title)
+    for heading in ("", "tokens/s", "speed-up"):
+        rows.add_column(heading, justify="left" if not heading else "right")
+    plain = result["plain_tokens_per_s"]
+    if "transformers_tokens_per_s" in result:
+        other = result["transformers_tokens_per_s"]
+        rows.add_row("transformers generate", f"{other:.1f}", f"{other / plain:.2f}")
+    rows.add_row("dspark engine, plain", f"{plain:.1f}", "1.00")
+    speed = result["dspark_tokens_per_s"]
+    rows.add_row(f"with drafter ({result['drafter']})", f"{speed:.1f}", f"{result['speedup']:.2f}")
+    rows.add_section()
+    for domain, row in result["domains"].items():
+        label = f"{domain}: accepted_length {row['accepted_length']:.2f}"
+        rows.add_row(label, "", f"{row['speedup']:.2f}")
+    rows.add_section()
+    slots = "  ".join(f"{a:.2f}" for a in result["accept_by_position"])
+    rows.add_row(f"accepted by position  {slots}", "", "")
+    rows.add_row(f"identical texts  {result['identical_texts']:.0%}", "", "")
+    gaps = [d["logit_gap"] for d in result["first_differences"]]
+    if gaps:
+        rows.add_row(f"logit gaps where texts part  {min(gaps):.4f} to {max(gaps):.4f}", "", "")
+    return rows

@@ -1,0 +1,155 @@
+"""The command line's front door: finds the verb, loads only what it needs, words its errors.
+
+`dspark --help` must stay quick, so a verb's module is imported when that verb runs and not before.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dspark import __version__
+from dspark.errors import DSparkError
+
+# Each verb lives in dspark/cli/VERB.py as a function `command`.
+VERBS = {
+    "fetch": "Download the default target and make it ready.",
+    "doctor": "Show what this machine offers and what is in place.",
+    "demo": "Answer bundled prompts with and without the drafter.",
+    "generate": "Answer one prompt.",
+    "regenerate": "Let the target answer a file of prompts, to train on.",
+    "train": "Train a drafter.",
+}
+
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+
+class _Stopped(Exception):
+    """Ctrl-C, or a reader that went away; typer has its own ideas about the plain exceptions."""
+
+    def __init__(self, code: int, line: str = "") -> None:
+        self.code, self.line = code, line
+
+
+class LazyGroup(TyperGroup):
+    """Lists verbs from the table above and imports one only to run it."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [verb for verb in VERBS if find_spec(f"dspark.cli.{verb}")]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        # A stand-in with the help line; `resolve_command` puts the real one in its place.
+        if cmd_name in self.list_commands(ctx):
+            return TyperCommand(cmd_name, help=VERBS[cmd_name])
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        verbs = self.list_commands(ctx)
+        if args[0] not in verbs and not args[0].startswith("-"):
+            near = get_close_matches(args[0], verbs, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(verbs)}"
+            ctx.fail(f"no verb {args[0]!r}; {hint}")
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _load(name) if name else command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Stopped(130, "interrupted; finished work is kept") from None
+        except BrokenPipeError:
+            raise _Stopped(0) from None
+
+
+def _load(verb: str) -> Any:
+    app = typer.Typer(add_completion=False, context_settings=HELP_OPTIONS)
+    app.command(name=verb)(import_module(f"dspark.cli.{verb}").command)
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings=HELP_OPTIONS,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dspark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Draft models that let language models answer faster, word for word the same."""
+
+
+def _say(line: str) -> None:
+    print("dspark:", " ".join(line.split()), file=sys.stderr)
+
+
+def _drop_output() -> None:
+    # The reader is gone; what Python flushes on its way out must not complain again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: the process's own) and returns its exit code.
+
+    0 is success, 2 an error worded in one line on standard error, 130 Ctrl-C. Errors that are
+    our own bugs keep their traceback.
+    """
+    try:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        code = typer.main.get_command(app).main(arguments, "dspark", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except DSparkError as exc:
+        _say(f"error: {exc}")
+        return 2
+    except typer.TyperException as exc:  # an option or argument that does not exist or fit
+        return _usage_error(exc)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; finished work is kept")
+        return 130
+    except BrokenPipeError:
+        _drop_output()
+        return 0
+    except _Stopped as exc:
+        if exc.line:
+            _say(exc.line)
+        else:
+            _drop_output()
+        return exc.code
+
+
+def _usage_error(exc: typer.TyperException) -> int:
+    context = getattr(exc, "ctx", None)
+    if type(exc).__name__ == "NoArgsIsHelpError":  # its text is the help, already on screen
+        print(exc.format_message())
+        return exc.exit_code
+    where = context.command_path if context is not None else "dspark"
+    message = exc.format_message()
+    _say(f"error: {message}{'' if message.endswith(('.', '?')) else '.'} Try: {where} --help")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

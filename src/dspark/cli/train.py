@@ -1,0 +1,132 @@
+"""`dspark train`: train a drafter from a configuration file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dspark.config import TrainConfig, load_config
+
+
+def command(
+    config: Annotated[
+        Path, typer.Option("--config", help="Recipe, a TOML file; see configs/.", show_default=False)
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key of the recipe, as section.key=value."),
+    ] = None,
+    profile: Annotated[
+        int,
+        typer.Option(
+            "--profile", help="Run this many steps after a warm-up and print where time goes."
+        ),
+    ] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the held-out result as one JSON object.")
+    ] = False,
+) -> None:
+    """Train a drafter on answers of its own target; run again to resume.
+
+    Ctrl-C saves the state first. Logs, checkpoints and the drafter lie in the recipe's `out`.
+
+    Examples:
+
+        dspark train --config configs/smollm2-135m-dspark.toml
+
+        dspark train --config configs/smollm2-135m-dspark.toml --set run.minutes=10 \\
+            --set out=runs/short
+
+        dspark train --config configs/smollm2-135m-dspark.toml --profile 20
+    """
+    loaded = load_config(config, TrainConfig, set_ or [])
+    if profile:
+        from dspark.training.profile import profile_steps
+
+        _print_profile(profile_steps(loaded, profile), as_json)
+        return
+    from dspark.training.trainer import run
+
+    with _Display(loaded) as display:
+        _, measured = run(loaded, display.show)
+    if as_json:
+        print(json.dumps(measured))
+    else:
+        length = measured.get("accepted_length")
+        print(f"drafter in {Path(loaded.out) / 'drafter'}, held-out accepted_length {length}")
+
+
+class _Display:
+    """Progress bar and TensorBoard, fed by the trainer's records."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.console = Console(file=sys.stderr)
+        self.bar = Progress(
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+        )
+        self.task = self.bar.add_task("loading target and answers", total=1.0)
+        self.board = _tensorboard(Path(config.out) / "tensorboard")
+
+    def __enter__(self) -> _Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.board is not None:
+            self.board.close()
+
+    def show(self, record: dict[str, Any]) -> None:
+        """One record: a line of the bar, scalars of the board."""
+        slots = " ".join(f"{a:.2f}" for a in record.get("acceptance", []))
+        text = f"accepted_length {record.get('accepted_length')}  slots {slots}"
+        if record["kind"] == "train":
+            rate = record["anchors_per_s"]
+            self.bar.update(
+                self.task,
+                completed=record["progress"],
+                description=f"loss {record['loss']:.3f}  {text}  {rate:.0f} anchors/s",
+            )
+        else:
+            self.bar.print(f"{record['minutes']:.1f} min, step {record['step']}, held out: {text}")
+        if self.board is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+            for slot, value in enumerate(record.get("acceptance", []), 1):
+                self.board.add_scalar(f"{record['kind']}/slot_{slot}", value, record["step"])
+
+
+def _tensorboard(folder: Path) -> Any:
+    """A writer, or None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+def _print_profile(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(
+        f"{result['anchors_per_s']:.0f} anchors/s with states in memory, "
+        f"{result['anchors_per_s_first_pass']:.0f} on the first pass; "
+        f"peak memory {result['peak_gib']:.2f} GiB"
+    )
+    for title, rows in (("phase", result["phases"]), ("operation", result["operations"])):
+        print(f"\n{title:<60} ms a step   share")
+        for row in rows:
+            print(f"{row['name'][:60]:<60} {row['ms']:9.1f}  {row['share']:6.1%}")

@@ -1,0 +1,238 @@
+"""The runner: everything of a step that touches tensors (DSpark §3.2.2, ragged verification).
+
+One target forward a step takes the prompts of newly admitted requests and, of every other
+request, its anchor and the draft tokens to verify, all flattened into rows.
+
+Suffixes: R requests, K block slots, N rows with logits, T packed rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dspark.core import Batch, DraftBlock, Request, SamplingParams, Verdict, VerifyPlan
+from dspark.maths.rng import Use, uniform
+from dspark.maths.sampling import draw, probabilities
+from dspark.maths.verification import verify, verify_greedy
+from dspark.models.drafter import Drafter
+from dspark.models.kv_cache import Rows
+from dspark.models.target import Target
+
+_CHUNK = 32  # rows shaped and drawn from together: their V-sized numbers stay in the CPU's cache
+
+
+class Runner:
+    """Runs drafts and verification for the requests of a batch.
+
+    Args:
+        target, drafter: the models; without a drafter nothing is drafted and no tap is read.
+        slots, max_len: sizes of the caches.
+        draft_len: draft tokens a round.
+        seed: stands for the seed of requests that have none of their own.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        slots: int,
+        max_len: int,
+        draft_len: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.target, self.drafter = target, drafter if draft_len else None
+        self.draft_len, self.seed = draft_len, seed
+        self._cache = target.new_cache(slots, max_len)
+        self._tap_ids: Sequence[int] = ()
+        self._d2t: Tensor | None = None
+        self._context: Any = None
+        if self.drafter is not None:
+            self._tap_ids = self.drafter.config.target_layer_ids
+            self._d2t = self.drafter.d2t
+            self._context = self.drafter.new_cache(slots, max_len)
+
+    def draft(self, batch: Batch) -> DraftBlock | None:
+        """Draft tokens for the requests that have an anchor; None when nothing is drafted."""
+        requests = batch.decode
+        if self.drafter is None or not requests:
+            return None
+        draws_RK = None
+        if not _all_greedy(requests):
+            draws_RK = self._uniform(requests, Use.DRAFT, self.draft_len)
+        return self.drafter.draft(
+            self._context,
+            [request.anchor for request in requests],
+            [request.anchor_pos for request in requests],
+            [_slot(request) for request in requests],
+            [request.params for request in requests],
+            draws_RK,
+            steps=self.draft_len,
+        )
+
+    @torch.inference_mode()
+    def verify(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Verdict:
+        """Run the target over prompts, anchors and drafts, and judge the drafts.
+
+        Raises:
+            EngineError: the target's logits have no finite largest value.
+        """
+        rows = self._rows(batch, drafts, plan)
+        last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
+        logits_NV = self.target.logits(_pick(last_TD, _logit_rows(batch, plan)))
+        firsts = len(batch.prefill)
+        verdict = self._judge(batch.decode, logits_NV[firsts:], drafts, plan)
+        verdict.first_id = self._choose(batch.prefill, logits_NV[:firsts], Use.TARGET)
+        if self.drafter is not None:
+            assert taps_TM is not None
+            known = _committed_rows(batch, plan, verdict)
+            slots_T, positions_T = _pick(rows.slots_T, known), _pick(rows.positions_T, known)
+            self.drafter.extend(self._context, _pick(taps_TM, known), slots_T, positions_T)
+        return verdict
+
+    def _rows(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Rows:
+        parts = [(_slot(request), 0, request.prompt_ids) for request in batch.prefill]
+        ids_RK = [[]] * len(batch.decode) if drafts is None else drafts.draft_ids_RK.tolist()
+        for request, ids_K, length in zip(batch.decode, ids_RK, plan.verify_len, strict=True):
+            block = [request.anchor, *ids_K[:length]]
+            parts.append((_slot(request), request.anchor_pos, block))
+        return Rows.build(parts, str(self.target.device))
+
+    def _judge(
+        self,
+        requests: list[Request],
+        logits_NV: Tensor,
+        drafts: DraftBlock | None,
+        plan: VerifyPlan,
+    ) -> Verdict:
+        """Accepted drafts and the token after them, from the logits of anchors and drafts."""
+        if drafts is None or not any(plan.verify_len):
+            return Verdict([0] * len(requests), self._choose(requests, logits_NV, Use.RESIDUAL))
+        draft_ids_RK = drafts.draft_ids_RK
+        K = draft_ids_RK.shape[1]
+        if _all_greedy(requests):
+            best_RK = _rectangle(_argmax(logits_NV), plan.verify_len, K)
+            return verify_greedy(best_RK, draft_ids_RK, plan.verify_len)
+        assert drafts.draft_probs_RKV is not None
+        params = [
+            request.params
+            for request, length in zip(requests, plan.verify_len, strict=True)
+            for _ in range(length + 1)
+        ]
+        probs_NV = torch.cat(list(_shaped(logits_NV, params)))
+        return verify(
+            _rectangle(probs_NV, plan.verify_len, K),
+            drafts.draft_probs_RKV,
+            draft_ids_RK,
+            plan.verify_len,
+            self._uniform(requests, Use.ACCEPT, K),
+            self._uniform(requests, Use.RESIDUAL)[:, 0],
+            self._d2t,
+        )
+
+    def _choose(self, requests: list[Request], logits_RV: Tensor, use: Use) -> list[int]:
+        """One token straight from the target for each request."""
+        if not requests:
+            return []
+        if _all_greedy(requests):
+            return _argmax(logits_RV).tolist()
+        u_R = self._uniform(requests, use)[:, 0]
+        params = [request.params for request in requests]
+        tokens: list[int] = []
+        for probs_NV in _shaped(logits_RV, params):
+            tokens += draw(probs_NV, u_R[len(tokens) : len(tokens) + len(probs_NV)]).tolist()
+        return tokens
+
+    def _uniform(
+        self, requests: Sequence[Request], use: Use, slots: int = 1
+    ) -> NDArray[np.float64]:
+        """Random numbers [R, slots] of each request's present round.
+
+        A request with a seed of its own counts as request 0, so that its text is the same
+        whatever its id; the engine's ids start at 1.
+        """
+        keys = np.array(
+            [
+                (request.params.seed, 0, request.sample, request.round)
+                if request.params.seed is not None
+                else (self.seed, request.id, request.sample, request.round)
+                for request in requests
+            ],
+            dtype=np.uint64,
+        )
+        seed_R1, id_R1, sample_R1, round_R1 = (keys[:, i, None] for i in range(4))
+        slot_K = np.arange(slots)
+        return uniform(
+            seed=seed_R1, request=id_R1, sample=sample_R1, round=round_R1, slot=slot_K, use=use
+        )
+
+
+def _slot(request: Request) -> int:
+    assert request.slot is not None
+    return request.slot
+
+
+def _all_greedy(requests: Sequence[Request]) -> bool:
+    return all(request.params.temperature == 0 for request in requests)
+
+
+def _logit_rows(batch: Batch, plan: VerifyPlan) -> list[int]:
+    """Rows that need logits: the last of each prompt, and all anchors and drafts."""
+    rows, end = [], 0
+    for request in batch.prefill:
+        end += len(request.prompt_ids)
+        rows.append(end - 1)
+    rows.extend(range(end, end + plan.batch_tokens))
+    return rows
+
+
+def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[int]:
+    """Rows whose tokens stand: all prompts, anchors, accepted drafts.
+
+    Their taps are what the drafter may look at from now on. What a stop token or a length limit
+    cuts afterwards belongs to a finished request and does no harm.
+    """
+    start = batch.prefill_rows
+    rows = list(range(start))
+    for length, accepted in zip(plan.verify_len, verdict.accepted, strict=True):
+        rows.extend(range(start, start + accepted + 1))
+        start += length + 1
+    return rows
+
+
+def _pick(x_TD: Tensor, rows: list[int]) -> Tensor:
+    """Some rows, given in rising order; without a copy where they are neighbours."""
+    if not rows or rows[-1] - rows[0] == len(rows) - 1:
+        return x_TD[rows[0] : rows[-1] + 1] if rows else x_TD[:0]
+    return x_TD[torch.tensor(rows, device=x_TD.device)]
+
+
+def _argmax(logits_NV: Tensor) -> Tensor:
+    """First largest logit of each row; float32, because arg-max over bfloat16 is slow on a CPU."""
+    return logits_NV.float().argmax(-1)
+
+
+def _shaped(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Iterator[Tensor]:
+    """Each row's probabilities under its own parameters, some rows at a time."""
+    temperature_N = torch.tensor([p.temperature for p in params])
+    top_k_N = torch.tensor([p.top_k for p in params])
+    top_p_N = torch.tensor([p.top_p for p in params], dtype=torch.float64)
+    for start in range(0, len(params), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        yield probabilities(logits_NV[part], temperature_N[part], top_k_N[part], top_p_N[part])
+
+
+def _rectangle(x_N: Tensor, verify_len: Sequence[int], K: int) -> Tensor:
+    """Ragged rows, 1 + verify length of each request, as [R, K + 1, ...]; the rest undefined."""
+    R, width = len(verify_len), K + 1
+    if len(x_N) == R * width:
+        return x_N.view(R, width, *x_N.shape[1:])
+    rows = [r * width + k for r, length in enumerate(verify_len) for k in range(length + 1)]
+    full = x_N.new_empty(R * width, *x_N.shape[1:])
+    full[torch.tensor(rows, device=x_N.device)] = x_N
+    return full.view(R, width, *x_N.shape[1:])

@@ -1,0 +1,221 @@
+"""From logits to probabilities to a token (algorithms: lossless verification).
+
+The same `probabilities` shapes the target's and the drafter's distributions, so that the test of
+Leviathan et al. 2023 compares like with like. Suffixes: N rows, V vocabulary, C candidates with
+the largest probabilities, B chunks of the vocabulary, W tokens in a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dspark.core import SamplingParams
+from dspark.errors import EngineError
+
+_FEW = 64  # most rows are cut among so few tokens, which are cheaper to find than a full order
+_CHUNK = 256
+# A smaller temperature would overflow float32 and already is greedy but for exact ties.
+_MIN_TEMPERATURE = 1e-30
+
+
+def sample(
+    logits_NV: Tensor, params: Sequence[SamplingParams], u_N: Tensor | NDArray[np.float64]
+) -> Tensor:
+    """Draw one token a row.
+
+    Args:
+        logits_NV: logits of any floating type.
+        params: how to draw, one entry a row.
+        u_N: uniform numbers in [0, 1), float64.
+
+    Returns:
+        int64 ids of shape [N].
+
+    Raises:
+        EngineError: a row has no finite largest logit.
+    """
+    temperature_N = [row.temperature for row in params]
+    top_k_N = [row.top_k for row in params]
+    top_p_N = [row.top_p for row in params]
+    return draw(probabilities(logits_NV, temperature_N, top_k_N, top_p_N), u_N)
+
+
+def probabilities(
+    logits_NV: Tensor,
+    temperature_N: Sequence[float] | Tensor | float,
+    top_k_N: Sequence[int] | Tensor | int,
+    top_p_N: Sequence[float] | Tensor | float,
+) -> Tensor:
+    """The distribution that tokens are drawn from.
+
+    Temperature comes first, then top-k, then top-p over what top-k left, renormalised. Top-p
+    keeps the shortest prefix in descending probability with at least that mass, so one token or
+    more. Tokens with equal probabilities rank by id, lower first. A single number
+    stands for all rows.
+
+    Args:
+        logits_NV: logits of any floating type; -inf rules a token out.
+        temperature_N: 0 puts all mass on the first largest logit; above 0 divides the logits.
+        top_k_N: tokens to keep; 0 keeps all.
+        top_p_N: mass to keep, in (0, 1]; 1 keeps all.
+
+    Returns:
+        float32 probabilities [N, V]; each row sums to one up to rounding.
+
+    Raises:
+        EngineError: a row has no finite largest logit (NaN, +inf, or nothing but -inf).
+    """
+    (N, V), device = logits_NV.shape, logits_NV.device
+    logits_NV = logits_NV.float()
+    temperatures_N = torch.as_tensor(temperature_N, dtype=torch.float32, device=device).expand(N)
+    tops_N = torch.as_tensor(top_k_N, dtype=torch.int64, device=device).expand(N)
+    masses_N = torch.as_tensor(top_p_N, dtype=torch.float64, device=device).expand(N)
+
+    greedy_N = temperatures_N == 0
+    if bool(greedy_N.all()):
+        return _one_hot(logits_NV)
+    probs_NV = _softmax(logits_NV, temperatures_N.masked_fill(greedy_N, 1.0))
+    if bool(greedy_N.any()):
+        probs_NV[greedy_N] = _one_hot(logits_NV[greedy_N])
+
+    tops_N = torch.where(tops_N > 0, tops_N.clamp(max=V), V)
+    filtered_N = ~greedy_N & ((tops_N < V) | (masses_N < 1))
+    if bool(filtered_N.all()):
+        return _truncate_(probs_NV, tops_N, masses_N)  # without copying rows
+    if bool(filtered_N.any()):
+        probs_NV[filtered_N] = _truncate_(
+            probs_NV[filtered_N], tops_N[filtered_N], masses_N[filtered_N]
+        )
+    return probs_NV
+
+
+def draw(probs_NV: Tensor, u_N: Tensor | NDArray[np.float64]) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution, in float64.
+
+    The first token whose cumulative mass exceeds u times the row's sum is drawn, so rows need
+    not sum to one, and a token of probability 0 never comes out, whatever u.
+
+    Args:
+        probs_NV: non-negative weights.
+        u_N: uniform numbers in [0, 1), float64.
+
+    Returns:
+        int64 ids of shape [N].
+
+    Raises:
+        EngineError: a row has no mass, or its mass is not finite.
+    """
+    N, V = probs_NV.shape
+    u_N = torch.as_tensor(u_N, dtype=torch.float64, device=probs_NV.device)
+    if V % _CHUNK:
+        probs_NV = torch.nn.functional.pad(probs_NV, (0, -V % _CHUNK))
+    chunks_NBW = probs_NV.reshape(N, -1, _CHUNK)
+
+    # First the chunk, then the token in it: only one chunk a row needs a cumulative sum.
+    ends_NB = chunks_NBW.sum(-1, dtype=torch.float64).cumsum(-1)
+    total_N = ends_NB[:, -1]
+    if not bool((total_N.isfinite() & (total_N > 0)).all()):
+        raise EngineError("a distribution to draw from has no mass or is not finite")
+    point_N = u_N * total_N
+    chunk_N = _first_above(ends_NB, point_N)
+    starts_NB = torch.nn.functional.pad(ends_NB, (1, 0))
+    start_N = starts_NB.gather(1, chunk_N[:, None])[:, 0]
+
+    rows_N = torch.arange(N, device=probs_NV.device)
+    inside_NW = chunks_NBW[rows_N, chunk_N].cumsum(-1, dtype=torch.float64)
+    return chunk_N * _CHUNK + _first_above(inside_NW, point_N - start_N)
+
+
+def _first_above(ends_NC: Tensor, point_N: Tensor) -> Tensor:
+    """First index whose cumulative mass exceeds `point`, at most the last one with mass.
+
+    The bound matters where rounding puts the point at or past the end of the row.
+    """
+    first_N1 = torch.searchsorted(ends_NC, point_N[:, None], right=True)
+    last_N1 = torch.searchsorted(ends_NC, ends_NC[:, -1:].contiguous())
+    return torch.minimum(first_N1, last_N1)[:, 0]
+
+
+def _one_hot(logits_NV: Tensor) -> Tensor:
+    """All mass on the first largest logit."""
+    best_N, ids_N = logits_NV.max(dim=-1)
+    _check_rows(best_N.isfinite())
+    return torch.zeros_like(logits_NV).scatter_(1, ids_N[:, None], 1.0)
+
+
+def _softmax(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
+    """Soft-max of every whole row at its own temperature."""
+    if bool((temperature_N != 1).any()):
+        logits_NV = logits_NV / temperature_N.clamp(min=_MIN_TEMPERATURE)[:, None]
+    probs_NV = torch.softmax(logits_NV, dim=-1)
+    # NaN, +inf or a row of -inf turn the whole row into NaN, so one entry tells.
+    _check_rows(~probs_NV[:, 0].isnan())
+    return probs_NV
+
+
+def _check_rows(fine_N: Tensor) -> None:
+    if not bool(fine_N.all()):
+        row = int((~fine_N).nonzero()[0])
+        raise EngineError("logits have no finite largest value", found=f"row {row}")
+
+
+def _truncate_(probs_NV: Tensor, top_k_N: Tensor, top_p_N: Tensor) -> Tensor:
+    """Keep in place what top-k (V where there is none) and then top-p leave, renormalised.
+
+    The cut is found as a value, not as a list of ids, so ids need no sorting, and ties at the
+    cut are settled in plain sight.
+    """
+    V = probs_NV.shape[1]
+    ranked_NC = probs_NV.topk(min(_FEW, V)).values
+    count_N, edge_N, mass_N = _cut(ranked_NC, top_k_N, top_p_N, V)
+    deep = (count_N == 0).nonzero()[:, 0]
+    if deep.numel():
+        ranked_NC = _descending(probs_NV[deep])
+        count_N[deep], edge_N[deep], mass_N[deep] = _cut(ranked_NC, top_k_N[deep], top_p_N[deep], V)
+
+    kept_NV = probs_NV >= edge_N[:, None]
+    surplus_N = kept_NV.sum(-1) - count_N
+    tied = surplus_N.nonzero()[:, 0]
+    if tied.numel():  # more tokens share the value at the cut than fit: the lowest ids stay
+        equal_NV = probs_NV[tied] == edge_N[tied, None]
+        room_N = equal_NV.sum(-1) - surplus_N[tied]
+        kept_NV[tied] &= ~equal_NV | (equal_NV.cumsum(-1) <= room_N[:, None])
+    return probs_NV.mul_(kept_NV).div_(mass_N[:, None].float())
+
+
+def _cut(
+    ranked_NC: Tensor, top_k_N: Tensor, top_p_N: Tensor, V: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where top-k and then top-p end each row.
+
+    Args:
+        ranked_NC: the largest probabilities in descending order, C of the row's V.
+        top_k_N: tokens top-k keeps, V where there is none.
+        top_p_N: mass top-p keeps of those.
+
+    Returns:
+        Tokens kept (0 if C values do not reach the cut), the smallest probability among them,
+        and their mass (float64).
+    """
+    C = ranked_NC.shape[1]
+    mass_NC = ranked_NC.cumsum(-1, dtype=torch.float64)
+    of_top_k_N = mass_NC.gather(1, top_k_N.clamp(max=C)[:, None] - 1)[:, 0]
+    wanted_N = top_p_N * of_top_k_N.masked_fill(top_k_N == V, 1.0)
+    enough_N = torch.searchsorted(mass_NC, wanted_N[:, None])[:, 0] + 1
+    count_N = torch.where(top_p_N < 1, torch.minimum(enough_N, top_k_N), top_k_N)
+    reached_N = (top_k_N <= C) | ((top_k_N == V) & (count_N <= C))
+    last_N1 = count_N.clamp(max=C)[:, None] - 1
+    edge_N, mass_N = ranked_NC.gather(1, last_N1)[:, 0], mass_NC.gather(1, last_N1)[:, 0]
+    return count_N * reached_N, edge_N, mass_N
+
+
+def _descending(probs_NV: Tensor) -> Tensor:
+    """Values of each row in descending order; on a CPU by numpy, whose sort is far faster."""
+    if probs_NV.device.type != "cpu":
+        return probs_NV.sort(-1, descending=True).values
+    return torch.from_numpy(np.sort(probs_NV.numpy(), axis=-1)).flip(-1)

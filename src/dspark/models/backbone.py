@@ -1,0 +1,116 @@
+"""The parallel backbone: one pass drafts a whole block (DSpark §2, eqs. 2 and 3).
+
+Layers are pre-norm with QK-norm, rotary, grouped-query attention and SwiGLU (the Qwen3 shape).
+Keys and values of every layer are those of [projected taps ; block states]; queries come from the
+block. Block slots see all context strictly before their anchor and each other in both directions.
+
+Suffixes: T context rows, N block rows, H heads, P head_dim, D hidden, M taps x D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dspark.models.drafter import DrafterConfig
+from dspark.models.family import RopeTable
+from dspark.models.layers import RMSNorm, rotary, rotate
+
+Heads = tuple[Tensor, Tensor]
+BlockAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class DraftAttention(nn.Module):
+    """Projections, QK-norm and rotary of one draft layer."""
+
+    def __init__(self, config: DrafterConfig, input_size: int | None = None) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        size = input_size or config.hidden_size
+        q_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(size, q_size, bias=False)
+        self.k_proj = nn.Linear(size, kv_size, bias=False)
+        self.v_proj = nn.Linear(size, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotated queries [N, H, P]."""
+        return rotate(self.q_norm(self.q_proj(x).view(len(x), -1, self.head_dim)), cos, sin)
+
+    def keys_values(self, x: Tensor, cos: Tensor, sin: Tensor) -> Heads:
+        """Rotated keys and values [N, kv_heads, P] of context features or block states."""
+        keys = rotate(self.k_norm(self.k_proj(x).view(len(x), -1, self.head_dim)), cos, sin)
+        return keys, self.v_proj(x).view(len(x), -1, self.head_dim)
+
+
+class DraftMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class DraftLayer(nn.Module):
+    """One draft layer; attention over context and block is the caller's."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        self.self_attn = DraftAttention(config)
+        self.mlp = DraftMLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, index: int, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: BlockAttention
+    ) -> Tensor:
+        normed = self.input_layernorm(x_ND)
+        attention = self.self_attn
+        queries = attention.queries(normed, cos, sin)
+        mixed = attend(index, queries, *attention.keys_values(normed, cos, sin))
+        x_ND = x_ND + attention.o_proj(mixed)
+        return x_ND + self.mlp(self.post_attention_layernorm(x_ND))  # type: ignore[no-any-return]
+
+
+class ParallelBackbone(nn.Module):
+    """Context projection and draft layers; parameter names are DeepSpec's."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.fc = nn.Linear(len(config.target_layer_ids) * size, size, bias=False)
+        self.hidden_norm = RMSNorm(size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(DraftLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(size, config.rms_norm_eps)
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        self.rope = RopeTable(1.0 / config.rope_theta**half)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def context(self, taps_TM: Tensor) -> Tensor:
+        """H_ctx = RMSNorm(W_c taps), [T, D] (eq. 2)."""
+        return self.hidden_norm(self.fc(taps_TM))  # type: ignore[no-any-return]
+
+    def context_heads(self, context_TD: Tensor, positions_T: Tensor) -> list[Heads]:
+        """Each layer's keys and values of the context, never changed afterwards (eq. 3)."""
+        cos, sin = rotary(positions_T, self.rope, context_TD.dtype)
+        return [layer.self_attn.keys_values(context_TD, cos, sin) for layer in self.layers]
+
+    def forward(self, x_ND: Tensor, positions_N: Tensor, attend: BlockAttention) -> Tensor:
+        """Block states [N, D] through all layers and the final norm."""
+        cos, sin = rotary(positions_N, self.rope, x_ND.dtype)
+        for index, layer in enumerate(self.layers):
+            x_ND = layer(index, x_ND, cos, sin, attend)
+        return self.norm(x_ND)  # type: ignore[no-any-return]

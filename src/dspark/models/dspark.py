@@ -1,0 +1,239 @@
+"""The DSpark drafter: parallel backbone, sequential head, confidence head (DSpark §3).
+
+Suffixes: R requests, A anchors, K block slots, T context rows, D hidden, M taps x D, r Markov
+rank, V draft vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dspark.core import DraftBlock, SamplingParams
+from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
+from dspark.maths.sampling import draw, probabilities
+from dspark.models.backbone import ParallelBackbone
+from dspark.models.block_attention import PackedBlockAttention
+from dspark.models.drafter import Drafter, DrafterConfig
+from dspark.models.heads import ConfidenceHead, make_markov_head
+from dspark.models.kv_cache import CachedAttention, KVCache, Rows
+
+
+@dataclass(slots=True)
+class AnchorBatch:
+    """Whole sequences end to end with the anchors drawn from them.
+
+    Attributes:
+        lengths: tokens of each sequence.
+        taps_TM: the target's taps of every position.
+        anchors: sorted anchor positions within each sequence.
+        anchor_ids_A: the anchor tokens.
+        labels_AK: tokens after each anchor (target ids; 0 where not valid).
+        label_valid_AK: labels that exist.
+        last_ND, log_norm_N: teacher states and normalisers at positions anchor + k - 1.
+    """
+
+    lengths: list[int]
+    taps_TM: Tensor
+    anchors: list[Tensor]
+    anchor_ids_A: Tensor
+    labels_AK: Tensor
+    label_valid_AK: Tensor
+    last_ND: Tensor
+    log_norm_N: Tensor
+
+
+@dataclass(slots=True)
+class BlockOutputs:
+    """What the drafter says of packed blocks with known previous tokens (teacher forcing)."""
+
+    hidden_AKD: Tensor
+    features_AKr: Tensor | None
+    confidence_AK: Tensor | None
+
+
+class DSparkDrafter(Drafter):
+    """Semi-autoregressive block drafter; heads are on or off by configuration."""
+
+    kind: ClassVar[str] = "dspark"
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__(config)
+        self.backbone = ParallelBackbone(config)
+        self.markov_head = self.confidence_head = None
+        if config.markov_rank:
+            self.markov_head = make_markov_head(
+                config.markov_head_type,
+                config.vocab_size,
+                config.out_vocab,
+                config.markov_rank,
+                config.hidden_size,
+            )
+        self._confidence_sees_markov = bool(config.markov_rank) and config.confidence_with_markov
+        if config.confidence_head:
+            extra = config.markov_rank if self._confidence_sees_markov else 0
+            self.confidence_head = ConfidenceHead(config.hidden_size + extra)
+
+    # ---- training -------------------------------------------------------------------------
+
+    def block_outputs(
+        self,
+        taps_TM: Tensor,
+        lengths: list[int],
+        anchors: list[Tensor],
+        anchor_ids_A: Tensor,
+        labels_AK: Tensor,
+    ) -> BlockOutputs:
+        """Hidden states, sequential features and confidence logits of packed blocks."""
+        size = self.config.block_size
+        positions_T = torch.cat([torch.arange(n) for n in lengths]).to(taps_TM.device)
+        context = self.backbone.context_heads(self.backbone.context(taps_TM), positions_T)
+        anchors_A = torch.cat(anchors).to(taps_TM.device)
+        ids_AK = torch.full_like(labels_AK, self.config.mask_token_id)
+        ids_AK[:, 0] = anchor_ids_A
+        steps = torch.arange(size, device=taps_TM.device)
+        attend = PackedBlockAttention(context, lengths, anchors, size)
+        embedded = self.shared.embed(ids_AK.flatten()).to(taps_TM.dtype)
+        hidden = self.backbone(embedded, (anchors_A[:, None] + steps).flatten(), attend)
+        hidden_AKD = hidden.view(len(anchors_A), size, -1)
+        previous = features = None
+        if self.markov_head is not None:
+            previous_ids = torch.cat([anchor_ids_A[:, None], labels_AK[:, :-1]], 1)
+            previous = self.markov_head.previous(previous_ids).to(hidden.dtype)
+            features = self.markov_head.features(previous, hidden_AKD)
+        return BlockOutputs(hidden_AKD, features, self._confidence(hidden_AKD, previous))
+
+    def _confidence(self, hidden: Tensor, previous: Tensor | None) -> Tensor | None:
+        if self.confidence_head is None:
+            return None
+        return self.confidence_head(hidden, previous if self._confidence_sees_markov else None)  # type: ignore[no-any-return]
+
+    def loss(
+        self, batch: AnchorBatch, weights: LossWeights, normaliser: float | None = None
+    ) -> DraftLoss:
+        """Loss of one batch (DSpark §3.3); see :func:`dspark.maths.losses.draft_loss`."""
+        out = self.block_outputs(
+            batch.taps_TM, batch.lengths, batch.anchors, batch.anchor_ids_A, batch.labels_AK
+        )
+        teacher = Teacher(batch.last_ND, batch.log_norm_N, self.shared.head, self.shared.cap)
+        return draft_loss(
+            out.hidden_AKD,
+            out.features_AKr,
+            None if self.markov_head is None else self.markov_head.markov_w2.weight,
+            out.confidence_AK,
+            teacher,
+            self.to_draft_ids(batch.labels_AK),
+            batch.label_valid_AK,
+            weights,
+            normaliser,
+        )
+
+    # ---- inference ------------------------------------------------------------------------
+
+    def new_cache(self, slots: int, max_len: int) -> KVCache:
+        config = self.config
+        weight = self.backbone.fc.weight
+        return KVCache(
+            config.num_layers,
+            slots,
+            max_len + config.block_size,
+            config.num_kv_heads,
+            config.head_dim,
+            self.backbone.norm.weight.dtype,
+            weight.device,
+        )
+
+    @torch.inference_mode()
+    def extend(
+        self, cache: KVCache, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor
+    ) -> None:
+        rows_T = slots_T * cache.max_len + positions_T
+        heads = self.backbone.context_heads(self.backbone.context(taps_TM), positions_T)
+        for layer, (keys, values) in enumerate(heads):
+            cache.write(layer, rows_T, keys, values)
+
+    @torch.inference_mode()
+    def draft(
+        self,
+        cache: KVCache,
+        anchors_R: Sequence[int],
+        anchor_pos_R: Sequence[int],
+        slots_R: Sequence[int],
+        params_R: Sequence[SamplingParams],
+        draws_RK: np.ndarray,
+        steps: int | None = None,
+    ) -> DraftBlock:
+        config = self.config
+        size, device = config.block_size, self.device
+        mask = [config.mask_token_id] * (size - 1)
+        spans = zip(slots_R, anchor_pos_R, anchors_R, strict=True)
+        rows = Rows.build([(s, pos, [a, *mask]) for s, pos, a in spans], device)
+        windows = (None,) * config.num_layers
+        attend = CachedAttention(
+            cache, rows, windows, config.head_dim**-0.5, bidirectional_tail=True
+        )
+        hidden = self.backbone(self.shared.embed(rows.ids_T), rows.positions_T, attend)
+        hidden_RKD = hidden.view(len(anchors_R), size, -1)[:, :steps]
+        anchors = torch.tensor(anchors_R, device=device)
+        return self._sample_block(hidden_RKD, anchors, params_R, draws_RK)
+
+    def _sample_block(
+        self,
+        hidden_RKD: Tensor,
+        anchors_R: Tensor,
+        params_R: Sequence[SamplingParams],
+        draws_RK: np.ndarray,
+    ) -> DraftBlock:
+        """Left to right through the block: each token's logits carry the bias of the one before."""
+        base_RKV = self.shared.logits(hidden_RKD).float()
+        head, state = self.markov_head, None
+        if head is not None:
+            state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
+        greedy = all(p.temperature == 0 for p in params_R)
+        ids, probs, previous_rows = [], [], []
+        previous_R = anchors_R
+        for k in range(hidden_RKD.shape[1]):
+            logits = base_RKV[:, k]
+            if head is not None:
+                previous = head.previous(previous_R)
+                features, state = head.step(previous, hidden_RKD[:, k], state)
+                logits = logits + head.bias(features)
+                previous_rows.append(previous)
+            if greedy:
+                chosen = logits.argmax(-1)
+            else:
+                temperature = [p.temperature for p in params_R]
+                top_k, top_p = [p.top_k for p in params_R], [p.top_p for p in params_R]
+                probs.append(probabilities(logits, temperature, top_k, top_p))
+                chosen = draw(probs[-1], draws_RK[:, k])
+            previous_R = self.to_target_ids(chosen)
+            ids.append(previous_R)
+        confidence = self._confidence(
+            hidden_RKD, torch.stack(previous_rows, 1) if previous_rows else None
+        )
+        return DraftBlock(
+            torch.stack(ids, 1),
+            torch.stack(probs, 1) if probs else None,
+            None if confidence is None else torch.sigmoid(confidence.float()),
+        )
+
+
+def batch_to(batch: AnchorBatch, device: Any) -> AnchorBatch:
+    """The batch with its tensors on another device; positions and lengths stay on the host."""
+    moved = {
+        name: getattr(batch, name).to(device)
+        for name in (
+            "taps_TM",
+            "anchor_ids_A",
+            "labels_AK",
+            "label_valid_AK",
+            "last_ND",
+            "log_norm_N",
+        )
+    }
+    return AnchorBatch(lengths=batch.lengths, anchors=batch.anchors, **moved)

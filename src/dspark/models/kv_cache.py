@@ -1,0 +1,236 @@
+"""Key and value rows of many requests in one contiguous block a layer, and attention over them.
+
+Used by the target's forward and by the drafters' context cache. Rows of a rejected draft need no
+clean-up: the next rows written at those positions replace them, and attention never looks past
+the positions it is told.
+
+Suffixes: S slots, T packed rows, L positions, G query heads per key-value head, P head_dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class KVCache:
+    """Fixed memory for keys and values: ``slots`` requests of up to ``max_len`` positions.
+
+    Args:
+        layers, slots, max_len, kv_heads, head_dim: sizes.
+        dtype, device: of the stored rows.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        slots: int,
+        max_len: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.slots, self.max_len = slots, max_len
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        shape = (slots * max_len, kv_heads * head_dim)
+        self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
+
+    def write(self, layer: int, row_T: Tensor, k_THP: Tensor, v_THP: Tensor) -> None:
+        """Store rows at flat indices ``slot · max_len + position``."""
+        self.keys[layer].index_copy_(0, row_T, k_THP.flatten(1))
+        self.values[layer].index_copy_(0, row_T, v_THP.flatten(1))
+
+    def view(self, layer: int, slots: slice, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [S, kv_heads, length, P] of neighbouring slots, without a copy."""
+        shape = (self.slots, self.max_len, self.kv_heads, self.head_dim)
+        keys = self.keys[layer].view(shape)[slots, :length]
+        values = self.values[layer].view(shape)[slots, :length]
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The flattened rows of one forward over several requests.
+
+    Rows of one request stand together and in order of position; requests may come in any order.
+
+    Attributes:
+        ids_T: token ids.
+        positions_T: absolute position of each row.
+        slots_T: cache slot of each row.
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    slots_T: Tensor
+
+    @classmethod
+    def build(cls, requests: list[tuple[int, int, list[int]]], device: str = "cpu") -> Rows:
+        """From (slot, first position, token ids) of each request."""
+        ids = [i for _, _, tokens in requests for i in tokens]
+        positions = [p for _, first, tokens in requests for p in range(first, first + len(tokens))]
+        slots = [slot for slot, _, tokens in requests for _ in tokens]
+        make = lambda values: torch.tensor(values, dtype=torch.long, device=device)  # noqa: E731
+        return cls(make(ids), make(positions), make(slots))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Requests in neighbouring slots with equally many rows: one attention call without padding."""
+
+    slots: slice
+    rows: slice
+    requests: int
+    n: int
+    length: int
+
+
+class CachedAttention:
+    """Ragged attention: each row sees its own request's cache up to its own position.
+
+    Linear layers around it work on T packed rows. Here requests are taken in parts that need no
+    padding of rows and little of cache length, so the work follows the number of rows. Query
+    heads that share a key-value head are folded into the row dimension, so keys are never
+    repeated in memory.
+
+    Args:
+        cache: where this forward's keys and values go and come from.
+        rows: positions and slots of the rows.
+        windows: per layer the sliding window, or None.
+        scale: factor on the scores.
+        bidirectional_tail: rows of one request see each other in both directions (a draft block).
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        rows: Rows,
+        windows: tuple[int | None, ...],
+        scale: float,
+        bidirectional_tail: bool = False,
+    ) -> None:
+        self.cache, self.rows, self.windows, self.scale = cache, rows, windows, scale
+        self.bidirectional_tail = bidirectional_tail
+        self.row_T = rows.slots_T * cache.max_len + rows.positions_T
+        self.parts = _split(rows)
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+
+    def _mask(self, index: int, window: int | None, groups: int, like: Tensor) -> Tensor | None:
+        key = (index, window)
+        if key not in self._masks:
+            part = self.parts[index]
+            at = self.rows.positions_T[part.rows].view(part.requests, part.n, 1)
+            seen = at
+            if self.bidirectional_tail:
+                seen = at.max(1, keepdim=True).values.expand_as(at)
+            place = torch.arange(part.length, device=at.device)
+            allowed = place <= seen
+            if window is not None:
+                allowed = allowed & (place > at - window)
+            mask = None
+            if not bool(allowed.all()):
+                mask = torch.zeros(allowed.shape, dtype=like.dtype, device=at.device)
+                mask.masked_fill_(~allowed, float("-inf"))
+                mask = mask.repeat_interleave(groups, 1)[:, None]
+            self._masks[key] = mask
+        return self._masks[key]
+
+    def __call__(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
+        """Write this layer's keys and values, attend; returns [T, heads · P]."""
+        self.cache.write(layer, self.row_T, k_THP, v_THP)
+        kv_heads, size = self.cache.kv_heads, self.cache.head_dim
+        groups, window = q_THP.shape[1] // kv_heads, self.windows[layer]
+        outs = []
+        for index, part in enumerate(self.parts):
+            keys, values = self.cache.view(layer, part.slots, part.length)
+            shape = (part.requests, part.n, kv_heads, groups, size)
+            folded = q_THP[part.rows].view(shape).transpose(1, 2)
+            mask = self._mask(index, window, groups, q_THP)
+            out = F.scaled_dot_product_attention(
+                folded.reshape(part.requests, kv_heads, -1, size),
+                keys,
+                values,
+                mask,
+                scale=self.scale,
+            )
+            out = out.view(part.requests, kv_heads, part.n, groups, size).transpose(1, 2)
+            outs.append(out.reshape(part.requests * part.n, -1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+class PackedAttention:
+    """Causal attention inside each of several whole sequences laid end to end; nothing is kept.
+
+    Args:
+        lengths: tokens of each sequence, in row order.
+        windows, scale: as in :class:`CachedAttention`.
+    """
+
+    def __init__(self, lengths: list[int], windows: tuple[int | None, ...], scale: float) -> None:
+        self.lengths, self.windows, self.scale = lengths, windows, scale
+
+    def __call__(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
+        """Attend within each sequence; returns [T, heads · P]."""
+        outs, window = [], self.windows[layer]
+        groups = q_THP.shape[1] // k_THP.shape[1]
+        parts = [x.split(self.lengths) for x in (q_THP, k_THP, v_THP)]
+        for q, k, v in zip(*parts, strict=True):
+            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+            mask = _window_mask(q.shape[2], window, q) if window is not None else None
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+            out = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=mask is None, scale=self.scale
+            )
+            outs.append(out[0].transpose(0, 1).flatten(1))
+        return torch.cat(outs)
+
+
+def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that take memory only where they are written, on a CPU (``torch.zeros`` fills all)."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = shape[0] * shape[1] * dtype.itemsize
+    raw = torch.from_numpy(np.zeros(size + 64, dtype=np.uint8))
+    start = -raw.data_ptr() % 64  # aligned as torch's own memory is
+    return raw[start : start + size].view(dtype).view(shape)
+
+
+def _window_mask(length: int, window: int, like: Tensor) -> Tensor:
+    place = torch.arange(length, device=like.device)
+    seen = (place[None] <= place[:, None]) & (place[None] > place[:, None] - window)
+    mask = torch.zeros(length, length, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~seen, float("-inf"))
+
+
+def _split(rows: Rows, most: int = 4096) -> list[_Part]:
+    """Parts of neighbouring requests with equal row counts and like lengths, few enough that
+    padding to the longest costs less than another call (``most`` cache positions, or 8)."""
+    slots, counts = torch.unique_consecutive(rows.slots_T, return_counts=True)
+    slots, counts = slots.tolist(), counts.tolist()
+    ends = torch.tensor(counts).cumsum(0)
+    lengths = (rows.positions_T[ends.to(rows.positions_T.device) - 1] + 1).tolist()
+    parts, begin, row = [], 0, 0
+    for i in range(1, len(slots) + 1):
+        if i < len(slots):
+            low, high = min(lengths[begin : i + 1]), max(lengths[begin : i + 1])
+            joins = slots[i] == slots[i - 1] + 1 and counts[i] == counts[begin]
+            small = i - begin < 8 or (i - begin) * high < most
+            if joins and small and high < 2 * low + 16:
+                continue
+        requests, n = i - begin, counts[begin]
+        stop = row + requests * n
+        where = slice(slots[begin], slots[begin] + requests)
+        parts.append(_Part(where, slice(row, stop), requests, n, max(lengths[begin:i])))
+        begin, row = i, stop
+    return parts

@@ -1,0 +1,141 @@
+"""A lean forward for Llama, Qwen3 and Gemma 3 shapes: same weights, fewer and larger operations.
+
+Query, key and value are one product, gate and up another; the residual is added inside the output
+product; weights are packed once. Equal to the Hugging Face module up to rounding
+(``tests/models/test_lean.py``).
+
+Suffixes: T packed rows, D hidden, H heads, P head_dim, M taps x D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dspark.models.family import TargetSpec, rope_tables
+from dspark.models.layers import PackedLinear, RMSNorm, rotary, rotate
+
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def _norm(module: nn.Module, spec: TargetSpec) -> RMSNorm:
+    weight = module.weight.detach()
+    if spec.norm_offset:  # 1 + w in bfloat16 would lose w's low bits
+        weight = weight.float() + spec.norm_offset
+    return RMSNorm(weight.shape[0], spec.rms_norm_eps, weight)
+
+
+def _apply_norm(norm: RMSNorm, x: Tensor) -> Tensor:
+    if norm.weight.dtype == x.dtype:
+        return norm(x)
+    return norm(x.float()).to(x.dtype)
+
+
+def _fuse(*linears: nn.Linear) -> PackedLinear:
+    """Several projections of one input as one product."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias for linear in linears]
+    bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+    return PackedLinear(weight, bias)
+
+
+class LeanLayer(nn.Module):
+    """One decoder layer, built from the matching Hugging Face layer."""
+
+    def __init__(self, layer: nn.Module, spec: TargetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = PackedLinear(attention.o_proj.weight, attention.o_proj.bias)
+        self.gate_up = _fuse(mlp.gate_proj, mlp.up_proj)
+        self.down = PackedLinear(mlp.down_proj.weight, mlp.down_proj.bias)
+        self.norm_in = _norm(layer.input_layernorm, spec)
+        if spec.sandwich_norms:
+            self.norm_attention_out = _norm(layer.post_attention_layernorm, spec)
+            self.norm_mlp_in = _norm(layer.pre_feedforward_layernorm, spec)
+            self.norm_mlp_out = _norm(layer.post_feedforward_layernorm, spec)
+        else:
+            self.norm_mlp_in = _norm(layer.post_attention_layernorm, spec)
+        if spec.qk_norm:
+            self.norm_q, self.norm_k = _norm(attention.q_norm, spec), _norm(attention.k_norm, spec)
+
+    def heads(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [T, H, P] and keys, and values, of the normed input."""
+        spec = self.spec
+        q_heads, kv_heads = spec.num_heads, spec.num_kv_heads
+        qkv = self.qkv(_apply_norm(self.norm_in, x_TD)).view(len(x_TD), -1, spec.head_dim)
+        qk, v = qkv[:, : q_heads + kv_heads], qkv[:, q_heads + kv_heads :]
+        if spec.qk_norm:
+            q, k = qk[:, :q_heads], qk[:, q_heads:]
+            qk = torch.cat([_apply_norm(self.norm_q, q), _apply_norm(self.norm_k, k)], 1)
+        qk = rotate(qk, cos, sin)
+        return qk[:, :q_heads], qk[:, q_heads:], v
+
+    def feed_forward(self, x_TD: Tensor) -> Tensor:
+        """The gated MLP's last input: activation(gate) · up, [T, intermediate]."""
+        gate, up = self.gate_up(x_TD).chunk(2, -1)
+        if self.spec.activation == "silu":
+            return F.silu(gate) * up
+        return F.gelu(gate, approximate="tanh") * up
+
+    def forward(
+        self, index: int, x_TD: Tensor, cos: Tensor, sin: Tensor, attend: Attention
+    ) -> Tensor:
+        mixed = attend(index, *self.heads(x_TD, cos, sin))
+        if self.spec.sandwich_norms:
+            x_TD = x_TD + _apply_norm(self.norm_attention_out, self.out(mixed))
+            hidden = self.feed_forward(_apply_norm(self.norm_mlp_in, x_TD))
+            return x_TD + _apply_norm(self.norm_mlp_out, self.down(hidden))
+        x_TD = self.out(mixed, x_TD)
+        return self.down(self.feed_forward(_apply_norm(self.norm_mlp_in, x_TD)), x_TD)
+
+
+class LeanModel(nn.Module):
+    """The decoder stack of a target without its head, over flattened rows.
+
+    Args:
+        module: the Hugging Face base model (``model.model``); its weights are re-laid, so it can
+            be dropped afterwards.
+        spec: the target's facts; ``spec.is_lean`` must hold.
+    """
+
+    def __init__(self, module: nn.Module, spec: TargetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embedding = module.embed_tokens.weight.detach()
+        self.layers = nn.ModuleList(LeanLayer(layer, spec) for layer in module.layers)
+        self.norm = _norm(module.norm, spec)
+        self.ropes = rope_tables(module.rotary_emb, spec)
+
+    def embed(self, ids_T: Tensor) -> Tensor:
+        """Input embedding [T, D], the family's scale applied."""
+        x_TD = F.embedding(ids_T, self.embedding)
+        if self.spec.embed_scale != 1.0:  # rounded to the weights' type, as the family does
+            x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype)
+        return x_TD
+
+    def forward(
+        self, ids_T: Tensor, positions_T: Tensor, attend: Attention, tap_ids: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run all rows.
+
+        Returns:
+            The final-normed last state [T, D] and the taps [T, len(tap_ids) · D], each the raw
+            output of a layer, in the order of ``tap_ids`` (None when there are none).
+        """
+        x_TD = self.embed(ids_T)
+        tables = {
+            kind: rotary(positions_T, table, x_TD.dtype) for kind, table in self.ropes.items()
+        }
+        taps: dict[int, Tensor] = {}
+        for index, layer in enumerate(self.layers):
+            cos, sin = tables[self.spec.layer_types[index]]
+            x_TD = layer(index, x_TD, cos, sin, attend)
+            if index in tap_ids:
+                taps[index] = x_TD
+        tapped = torch.cat([taps[i] for i in tap_ids], -1) if tap_ids else None
+        return _apply_norm(self.norm, x_TD), tapped

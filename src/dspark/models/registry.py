@@ -1,0 +1,26 @@
+"""The drafters by name. Adding one is one file with a ``Drafter`` subclass and a line here."""
+
+from __future__ import annotations
+
+from dspark.errors import ConfigError
+from dspark.models.dflash import DFlashDrafter
+from dspark.models.drafter import Drafter, DrafterConfig
+from dspark.models.dspark import DSparkDrafter
+
+DRAFTERS: dict[str, type[Drafter]] = {
+    cls.kind: cls
+    for cls in (DSparkDrafter, DFlashDrafter)  # type: ignore[type-abstract]
+}
+
+
+def make_drafter(config: DrafterConfig) -> Drafter:
+    """A drafter with fresh weights.
+
+    Raises:
+        ConfigError: for a kind that is not registered.
+    """
+    if config.kind not in DRAFTERS:
+        raise ConfigError(
+            "Unknown drafter kind", found=config.kind, fix=f"Use one of {', '.join(DRAFTERS)}"
+        )
+    return DRAFTERS[config.kind](config)

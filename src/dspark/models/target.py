@@ -1,0 +1,270 @@
+"""The target: one interface over any Hugging Face causal language model.
+
+``load_target`` gives a :class:`Target` whose forward is the lean one where the family is known
+and the Hugging Face module elsewhere; callers cannot tell them apart but by speed.
+
+Suffixes: T packed rows, D hidden, M taps x D, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dspark.errors import CheckpointError, RequestError
+from dspark.models.default_target import resolve_target
+from dspark.models.family import TargetSpec, spec_from_config, text_config
+from dspark.models.kv_cache import CachedAttention, KVCache, PackedAttention, Rows
+from dspark.models.layers import PackedLinear
+from dspark.models.lean import LeanModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Target(ABC):
+    """A frozen language model as drafters and the engine see it.
+
+    Attributes:
+        name: what the user called it.
+        spec: its facts.
+        tokenizer: the Hugging Face tokenizer.
+        stop_ids: tokens that end an answer.
+        rope_theta: base of the rotary frequencies; drafters take it over.
+        dtype, device: of weights and caches.
+    """
+
+    def __init__(
+        self, name: str, spec: TargetSpec, tokenizer: Any, stop_ids: frozenset[int]
+    ) -> None:
+        self.name, self.spec, self.tokenizer, self.stop_ids = name, spec, tokenizer, stop_ids
+        self.rope_theta = 10_000.0
+        self.dtype: torch.dtype = torch.float32
+        self.device = torch.device("cpu")
+
+    @abstractmethod
+    def new_cache(self, slots: int, max_len: int) -> Any:
+        """Memory for ``slots`` requests of up to ``max_len`` positions each."""
+
+    @abstractmethod
+    def forward(
+        self, rows: Rows, cache: Any, tap_ids: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run rows of several requests against their caches and extend these.
+
+        Returns:
+            The final-normed last state [T, D] and the concatenated taps [T, M] (or None).
+        """
+
+    @abstractmethod
+    def states(
+        self, sequences: Sequence[Sequence[int]], tap_ids: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """One frozen pass over whole sequences, as training wants it.
+
+        Returns:
+            Final-normed last states [T, D] and taps [T, M], sequences end to end.
+        """
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embedding [..., D] with the family's scale."""
+
+    @abstractmethod
+    def logits(self, last_TD: Tensor) -> Tensor:
+        """Logits [T, V] of final-normed states, the family's softcap applied."""
+
+    @property
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """Language-model head [V, D]."""
+
+    @property
+    @abstractmethod
+    def embedding_weight(self) -> Tensor:
+        """Input embedding [V, D], unscaled."""
+
+    @property
+    def max_positions(self) -> int:
+        """Longest text the target was made for, in tokens."""
+        return self.spec.max_positions
+
+    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt: one user turn of the chat template, or the bare text.
+
+        Raises:
+            RequestError: for an empty prompt or one that leaves no room to answer.
+        """
+        if not prompt.strip():
+            raise RequestError("The prompt is empty", fix="Give at least one word")
+        return self.encode_messages([{"role": "user", "content": prompt}], prompt if raw else None)
+
+    def encode_messages(self, messages: list[dict[str, str]], raw: str | None = None) -> list[int]:
+        """Token ids of a conversation up to the point where the assistant speaks."""
+        if raw is not None or not getattr(self.tokenizer, "chat_template", None):
+            text = raw if raw is not None else "\n".join(m["content"] for m in messages)
+            ids = self.tokenizer(text)["input_ids"]
+        else:
+            ids = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True
+            )["input_ids"]
+        if not ids:
+            raise RequestError("The prompt has no tokens", fix="Give at least one word")
+        if len(ids) >= self.max_positions:
+            raise RequestError(
+                "The prompt is longer than the target's context",
+                found=f"{len(ids)} tokens, context {self.max_positions}",
+                fix="Shorten it",
+            )
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+class LeanTarget(Target):
+    """Target on the lean forward (Llama, Qwen3, Gemma 3)."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: TargetSpec,
+        tokenizer: Any,
+        stop_ids: frozenset[int],
+        module: torch.nn.Module,
+    ) -> None:
+        super().__init__(name, spec, tokenizer, stop_ids)
+        head = module.get_output_embeddings().weight.detach()
+        self.dtype, self.device = head.dtype, head.device
+        # Checkpoints that also take pictures keep the text decoder one level deeper.
+        self.model = LeanModel(getattr(module.model, "language_model", module.model), spec)
+        self._head_weight, self._head = head, PackedLinear(head)
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self._head_weight
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        return self.model.embedding
+
+    def new_cache(self, slots: int, max_len: int) -> KVCache:
+        spec = self.spec
+        return KVCache(
+            spec.num_layers,
+            slots,
+            max_len,
+            spec.num_kv_heads,
+            spec.head_dim,
+            self.dtype,
+            self.device,
+        )
+
+    @torch.inference_mode()
+    def forward(
+        self, rows: Rows, cache: KVCache, tap_ids: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        attend = CachedAttention(cache, rows, self.spec.layer_windows, self.spec.attention_scale)
+        return self.model(rows.ids_T, rows.positions_T, attend, tap_ids)
+
+    @torch.no_grad()
+    def states(
+        self, sequences: Sequence[Sequence[int]], tap_ids: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        lengths = [len(s) for s in sequences]
+        ids_T = torch.cat([torch.as_tensor(s, dtype=torch.long) for s in sequences])
+        positions_T = torch.cat([torch.arange(n) for n in lengths])
+        attend = PackedAttention(lengths, self.spec.layer_windows, self.spec.attention_scale)
+        last, taps = self.model(
+            ids_T.to(self.device), positions_T.to(self.device), attend, tap_ids
+        )
+        assert taps is not None
+        return last, taps
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.model.embed(ids)
+
+    def logits(self, last_TD: Tensor) -> Tensor:
+        return softcap(self._head(last_TD), self.spec.logit_softcap)
+
+
+def softcap(logits: Tensor, cap: float | None) -> Tensor:
+    """c·tanh(logits / c), or the logits themselves without a cap."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """A dtype by its name.
+
+    Raises:
+        CheckpointError: for a name that is not a supported weight type.
+    """
+    if name not in DTYPES:
+        raise CheckpointError("Unknown dtype", found=name, fix=f"Use one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_target(name: str | Path, dtype: str = "bfloat16", device: str = "cpu") -> Target:
+    """Load a target by known name, local folder or Hugging Face id.
+
+    Raises:
+        CheckpointError: when nothing loadable is found, or files are damaged.
+    """
+    from dspark.models.hf_target import HFTarget
+
+    module, tokenizer = load_module(name, dtype, device)
+    spec = spec_from_config(module.config)
+    stop_ids = find_stop_ids(module, tokenizer)
+    kind: Any = LeanTarget if spec.is_lean and hasattr(module, "model") else HFTarget
+    target: Target = kind(str(name), spec, tokenizer, stop_ids, module)
+    target.rope_theta = rope_theta(module.config)
+    return target
+
+
+def load_module(name: str | Path, dtype: str, device: str = "cpu") -> tuple[Any, Any]:
+    """The Hugging Face module and tokenizer behind a target name."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    where = resolve_target(str(name))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            module = AutoModelForCausalLM.from_pretrained(
+                where, dtype=pick_dtype(dtype), use_safetensors=True
+            )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers, safetensors and the hub raise many kinds
+        raise CheckpointError(
+            f"Cannot load the target {name}",
+            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+            fix="Give a known name (smollm2-135m), a folder with config.json, safetensors and "
+            "tokenizer, or a Hugging Face id",
+        ) from error
+    return module.to(device).eval(), tokenizer
+
+
+def rope_theta(config: Any) -> float:
+    """Base of the rotary frequencies (the full-attention layers' where there are two)."""
+    parameters = getattr(text_config(config), "rope_parameters", None) or {}
+    table = parameters.get("full_attention", parameters)
+    return float(table.get("rope_theta", 10_000.0)) if isinstance(table, dict) else 10_000.0
+
+
+def find_stop_ids(module: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer: the tokenizer's and the generation config's."""
+    found: set[int] = set()
+    generation = getattr(module, "generation_config", None)
+    for ids in (getattr(tokenizer, "eos_token_id", None), getattr(generation, "eos_token_id", None)):
+        if ids is not None:
+            found.update([ids] if isinstance(ids, int) else ids)
+    return frozenset(found)

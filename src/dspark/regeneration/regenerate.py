@@ -1,0 +1,240 @@
+"""Responses by the target itself: the on-policy data that drafters learn from (DSpark §3.3).
+
+Rows are appended as answers finish and name their prompt, so a run that was killed goes on where
+it stopped. A row depends on its prompt and the options alone (up to rounding: a batch's make-up
+can move a logit by the last bit).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dspark.artifacts import append_jsonl, read_jsonl, repair_jsonl, write_error
+from dspark.core import FinishReason, Request
+from dspark.data.prompts import Prompt
+from dspark.data.responses import ResponseRow
+from dspark.engine.engine import Engine
+from dspark.errors import ConfigError, DataError, RequestError
+from dspark.models.target import Target
+from dspark.regeneration.mixture import (
+    DEFAULT_MIXTURE,
+    Mixture,
+    digest,
+    sampling_params,
+    worded,
+)
+
+MAX_LEN = 1024
+_READY = 16  # requests kept in line, so that slots never wait for the tokenizer
+_FLUSH_ROWS, _FLUSH_S = 16, 2.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        prompts: all that were given.
+        rows: answers in the file, those of earlier runs included.
+        skipped: prompts too long to be answered.
+        tokens: response tokens of the file's rows, earlier runs' included.
+        new_tokens: response tokens drawn in this run, those of unfinished answers included.
+        seconds: since this run began.
+    """
+
+    prompts: int
+    rows: int = 0
+    skipped: int = 0
+    tokens: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def run(
+    target: Target,
+    prompts: Sequence[Prompt],
+    out_path: str | Path,
+    *,
+    mixture: Mixture = DEFAULT_MIXTURE,
+    suffix_share: float = 0.5,
+    max_new_tokens: int = 384,
+    max_len: int = MAX_LEN,
+    slots: int = 128,
+    seed: int = 0,
+    limit_tokens: int | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> Progress:
+    """Answer prompts with the target and append the answers to a JSON-lines file.
+
+    Args:
+        target: answers; plain decoding, nothing is drafted.
+        prompts: with distinct ids; taken in an order that the seed decides.
+        out_path: rows as `ResponseRow` describes; prompts it has an answer to are left out.
+        mixture: shares of the prompts with their temperature and top-p.
+        suffix_share: share of the math prompts that ask for a boxed final answer.
+        max_new_tokens: length limit of an answer.
+        max_len: longest prompt and answer together; a prompt without room for a whole answer is
+            skipped and counted.
+        slots: answers made at the same time.
+        seed: decides order, temperatures, wording and draws, each from the prompt's id.
+        limit_tokens: begin no new answer once the file and the answers under way have so many
+            response tokens; those under way are finished, so that short ones are not favoured.
+        on_progress: called after every step.
+
+    Raises:
+        DataError: the file cannot be written, or holds answers that other options gave.
+        ConfigError: the file's name ends in .gz, which cannot be appended to safely.
+    """
+    out_path = Path(out_path)
+    if out_path.suffix == ".gz":
+        raise ConfigError(
+            "Answers cannot be appended to a compressed file",
+            found=out_path,
+            fix="Leave .gz off; compress the finished file",
+        )
+    job = _Job(target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed)
+    engine = Engine(target, policy="off", slots=slots, max_len=max_len, seed=seed)
+    started = time.monotonic()
+    todo = job.requests(engine)
+    try:
+        while True:
+            _fill(engine, job, todo, limit_tokens)
+            outputs = engine.step()
+            if not outputs:
+                break
+            for output in outputs:
+                job.progress.new_tokens += len(output.token_ids)
+                if output.finished:
+                    job.finish(output.request)
+            job.flush_if_due()
+            job.progress.seconds = time.monotonic() - started
+            on_progress(job.progress)
+    finally:  # finished answers are kept whatever happens
+        job.flush()
+    return job.progress
+
+
+def _fill(engine: Engine, job: _Job, todo: Iterator[Request], limit_tokens: int | None) -> None:
+    """Keep some requests in line until prompts or tokens run out."""
+    while engine.queue.waiting < _READY:
+        if limit_tokens is not None and job.drawn >= limit_tokens:
+            return
+        if next(todo, None) is None:
+            return
+
+
+class _Job:
+    """The prompts still to answer, and the file that answers go to."""
+
+    def __init__(
+        self,
+        target: Target,
+        prompts: Sequence[Prompt],
+        path: Path,
+        mixture: Mixture,
+        suffix_share: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        self.target, self.path, self.seed = target, path, seed
+        self.mixture, self.suffix_share = mixture, suffix_share
+        self.max_new_tokens = max_new_tokens
+        self.progress = Progress(len(prompts))
+        by_id = {prompt.id: prompt for prompt in prompts}
+        done = self._read_done(by_id)
+        left = [prompt for name, prompt in by_id.items() if name not in done]
+        self.left = sorted(left, key=lambda prompt: digest(seed, "order", prompt.id))
+        self.tokens_before = self.progress.tokens
+        self._open: dict[Request, tuple[Prompt, str]] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+
+    @property
+    def drawn(self) -> int:
+        """Response tokens of the file and of all answers under way."""
+        return self.tokens_before + self.progress.new_tokens
+
+    def _read_done(self, by_id: dict[str, Prompt]) -> set[str]:
+        """Ids of the prompts that the file answers already."""
+        done: set[str] = set()
+        _check_writable(self.path)
+        repair_jsonl(self.path)
+        for number, fields in enumerate(read_jsonl(self.path), 1):
+            row = ResponseRow.from_json(fields, f"{self.path}:{number}")
+            self.progress.rows += 1
+            self.progress.tokens += len(row.response_ids)
+            if row.id not in by_id:
+                continue
+            done.add(row.id)
+            params = sampling_params(row.id, self.mixture, self.max_new_tokens, self.seed)
+            if (row.temperature, row.top_p) != (params.temperature, params.top_p):
+                raise DataError(
+                    f"{self.path} holds answers made with other temperatures or another seed",
+                    found=f"line {number}: temperature {row.temperature:g}, top_p {row.top_p}",
+                    fix="Use the options of the first run, or another file",
+                )
+        return done
+
+    def requests(self, engine: Engine) -> Iterator[Request]:
+        """Submit one prompt after the other; those that are too long are counted and left."""
+        for prompt in self.left:
+            messages = worded(prompt, self.suffix_share, self.seed)
+            params = sampling_params(prompt.id, self.mixture, self.max_new_tokens, self.seed)
+            try:
+                ids = self.target.encode_messages(messages)
+            except RequestError:
+                ids = []
+            if not ids or len(ids) + self.max_new_tokens > engine.max_len:
+                self.progress.skipped += 1
+                continue
+            request = engine.submit(ids, params)
+            self._open[request] = (prompt, messages[-1]["content"])
+            yield request
+
+    def finish(self, request: Request) -> None:
+        """Turn a finished request into a row."""
+        prompt, text = self._open.pop(request)
+        row = ResponseRow(
+            id=prompt.id,
+            domain=prompt.domain,
+            prompt_ids=np.array(request.prompt_ids, dtype=np.int32),
+            response_ids=np.array(request.output_ids, dtype=np.int32),
+            temperature=request.params.temperature,
+            finished=request.finish is FinishReason.STOP,
+            top_p=request.params.top_p,
+            source=prompt.source,
+            license=prompt.license,
+            prompt=text,
+            response=self.target.decode(request.output_ids),
+        )
+        self._rows.append(row.to_json())
+        self.progress.rows += 1
+        self.progress.tokens += len(request.output_ids)
+
+    def flush_if_due(self) -> None:
+        """Write rows every few seconds."""
+        if len(self._rows) >= _FLUSH_ROWS or time.monotonic() - self._flushed > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the finished rows to disk."""
+        append_jsonl(self.path, self._rows)
+        self._rows, self._flushed = [], time.monotonic()
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the work rather than after it; an empty file comes to be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise write_error(path, error, DataError) from error

@@ -1,0 +1,88 @@
+"""What a training step measures, and how it is reported.
+
+Suffixes: A anchors, K block slots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from dspark.maths.losses import DraftLoss
+
+
+def expected_accepted_length(overlap_AK: Tensor, label_valid_AK: Tensor) -> tuple[float, int]:
+    """Teacher-forced estimate of accepted_length, bonus token included.
+
+    1 + Σ_k Π_{i≤k} c*_i, over the blocks that no end of text cuts.
+
+    Returns:
+        (sum over blocks, number of blocks).
+    """
+    whole = label_valid_AK.all(1)
+    survival = overlap_AK[whole].cumprod(1)
+    return float(survival.sum() + whole.sum()), int(whole.sum())
+
+
+class Meter:
+    """Running sums between two log lines."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.steps = 0
+        self.anchors = 0
+        self.position_sum: Tensor | None = None
+        self.position_count: Tensor | None = None
+        self.started = time.perf_counter()
+
+    def add(self, loss: DraftLoss, label_valid_AK: Tensor) -> None:
+        """Count one batch."""
+        self.steps += 1
+        self.anchors += len(label_valid_AK)
+        total = float(loss.total.detach())
+        parts = {"loss": total, "ce": loss.ce, "tv": loss.tv, "bce": loss.bce}
+        for name, value in parts.items():
+            self.sums[name] += value
+        length, blocks = expected_accepted_length(loss.overlap_AK, label_valid_AK)
+        self.sums["length"] += length
+        self.sums["blocks"] += blocks
+        valid = label_valid_AK.float()
+        accepted, count = (loss.overlap_AK * valid).sum(0), valid.sum(0)
+        if self.position_sum is None or self.position_count is None:
+            self.position_sum, self.position_count = accepted, count
+        else:
+            self.position_sum, self.position_count = (
+                self.position_sum + accepted,
+                self.position_count + count,
+            )
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """Means since the start; ``anchors_per_s`` over wall-clock time."""
+        assert self.position_sum is not None and self.position_count is not None
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        out: dict[str, float | list[float]] = {
+            name: round(self.sums[name] / self.steps, 5) for name in ("loss", "ce", "tv", "bce")
+        }
+        acceptance = self.position_sum / self.position_count.clamp(min=1)
+        out["acceptance"] = [round(float(a), 4) for a in acceptance]
+        out["accepted_length"] = round(self.sums["length"] / max(self.sums["blocks"], 1), 4)
+        out["anchors_per_s"] = round(self.anchors / seconds, 1)
+        return out
+
+
+class PhaseTimer:
+    """Wall-clock seconds by named phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charge the block's time to ``name``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start

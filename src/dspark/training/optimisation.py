@@ -1,0 +1,48 @@
+"""Optimisers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dspark.config import OptimSection
+
+
+def make_optimisers(model: nn.Module, config: OptimSection) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest.
+
+    Muon's update is orthogonalised, so it suits hidden matrices and not embeddings, norms or
+    the sequential head's tables.
+    """
+    params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in params if p.ndim == 2 and name.startswith("backbone.")]
+    if config.name == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in params if id(p) not in chosen]
+    adamw = torch.optim.AdamW(
+        rest, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+    )
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
+
+
+def lr_share(progress: float, config: OptimSection) -> float:
+    """Learning rate as a share of ``config.lr`` at ``progress`` (0 to 1) through the run."""
+    warmup = config.warmup_share
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    rest = min(max((progress - warmup) / max(1 - warmup, 1e-9), 0.0), 1.0)
+    if config.schedule == "constant":
+        return 1.0
+    shape = 1 - rest if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * rest))
+    return config.final_lr_share + (1 - config.final_lr_share) * shape

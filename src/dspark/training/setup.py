@@ -1,0 +1,151 @@
+"""From a configuration to the parts of a training run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from dspark.config import DrafterSection, TrainConfig
+from dspark.data.responses import (
+    Response,
+    draft_vocabulary,
+    load_responses,
+    split_held_out,
+    token_frequencies,
+)
+from dspark.errors import ConfigError, DataError
+from dspark.models.drafter import (
+    Drafter,
+    DrafterConfig,
+    check_fits,
+    default_tap_ids,
+    fit_to_target,
+)
+from dspark.models.registry import make_drafter
+from dspark.models.target import Target
+
+
+def pick_training_dtype(name: str) -> torch.dtype:
+    """The arithmetic to train in; ``auto`` measures a typical product in both types."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(512, 576, dtype=dtype), torch.randn(1536, 576, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
+def load_data(config: TrainConfig, target: Target) -> tuple[list[Response], list[Response]]:
+    """Training and held-out answers.
+
+    Raises:
+        DataError: when nothing is left to train on, or token ids do not fit the target.
+    """
+    responses = load_responses(config.data.responses, config.data.max_length)
+    responses = [r for r in responses if len(r.response_ids) >= 2]
+    train, held_out = split_held_out(responses, config.data.held_out_share, config.data.seed)
+    if not train:
+        raise DataError(
+            "No answer is left to train on",
+            found=f"{len(responses)} answers, {len(held_out)} of them held out",
+            fix="Make more with `dspark regenerate`, or lower data.held_out_share",
+        )
+    highest = max(int(r.prompt_ids.max()) for r in responses)
+    if highest >= target.spec.vocab_size:
+        raise DataError(
+            "The answers belong to another target",
+            found=f"token {highest}, vocabulary {target.spec.vocab_size}",
+            fix="Make answers with this target: `dspark regenerate`",
+        )
+    return train, held_out
+
+
+def unused_token(responses: list[Response], target: Target, wanted: int | None) -> int:
+    """The MASK id: the configured one, or a special token that no text holds.
+
+    Raises:
+        ConfigError: when the configured id occurs in the data.
+    """
+    size = target.spec.vocab_size
+    seen = token_frequencies(responses, size)
+    for response in responses:
+        seen[response.prompt_ids] += 1
+    if wanted is not None:
+        if wanted < size and seen[wanted]:
+            raise ConfigError(
+                "drafter.mask_token_id occurs in the texts",
+                found=f"{wanted}, {seen[wanted]} times",
+                fix="Leave it unset, or choose an id that no text contains",
+            )
+        return wanted
+    special = sorted(getattr(target.tokenizer, "all_special_ids", []))
+    reserved = [i for i in special if i < size and not seen[i] and i not in target.stop_ids]
+    if reserved:
+        return int(reserved[-1])
+    unseen = [i for i in range(size - 1, -1, -1) if not seen[i] and i not in target.stop_ids]
+    if not unseen:
+        raise ConfigError(
+            "Every token of the vocabulary occurs in the texts", fix="Set drafter.mask_token_id"
+        )
+    return int(unseen[0])
+
+
+def drafter_config(
+    section: DrafterSection, target: Target, train: list[Response], anchors: int
+) -> DrafterConfig:
+    """The drafter's full configuration for this target."""
+    spec = target.spec
+    taps = section.target_layer_ids
+    vocab = section.draft_vocab_size if section.draft_vocab_size < spec.vocab_size else 0
+    base = DrafterConfig(
+        kind=section.kind,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        num_target_layers=spec.num_layers,
+        target_layer_ids=default_tap_ids(spec.num_layers) if taps is None else tuple(taps),
+        mask_token_id=unused_token(train, target, section.mask_token_id),
+        block_size=section.block_size,
+        num_layers=section.num_layers,
+        intermediate_size=section.intermediate_size or spec.intermediate_size,
+        markov_rank=section.markov_rank,
+        markov_head_type=section.markov_head_type,
+        confidence_head=section.confidence_head,
+        draft_vocab_size=vocab or None,
+        num_anchors=anchors,
+        target_name=target.name,
+        rope_theta=target.rope_theta,
+    )
+    return fit_to_target(base, spec)
+
+
+def build_drafter(
+    config: TrainConfig, target: Target, train: list[Response]
+) -> tuple[Drafter, float]:
+    """A fresh drafter bound to its target, and the coverage of its draft vocabulary (0 to 1).
+
+    Raises:
+        IncompatibleDrafterError: for tap ids or a mask that the target does not have.
+    """
+    shape = drafter_config(config.drafter, target, train, config.run.anchors_per_sequence)
+    check_fits(shape, target.spec, target.stop_ids)
+    torch.manual_seed(config.run.seed)
+    drafter = make_drafter(replace(shape))
+    coverage = 1.0
+    if shape.draft_vocab_size and drafter.d2t is not None:
+        frequencies = token_frequencies(train, target.spec.vocab_size)
+        ids, coverage = draft_vocabulary(
+            frequencies, shape.draft_vocab_size, sorted(target.stop_ids)
+        )
+        drafter.d2t.copy_(torch.from_numpy(ids))
+    drafter.to(target.device).bind(target)
+    return drafter, coverage

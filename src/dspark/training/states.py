@@ -1,0 +1,93 @@
+"""Target hidden states for training: computed on the fly, kept in memory within a budget.
+
+Suffixes: T positions of a sequence, M taps x D, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dspark.data.responses import Response
+from dspark.models.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStates:
+    """What training needs of the target for one sequence.
+
+    Attributes:
+        taps_TM: taps of all positions but the last, in the target's dtype.
+        last_TD: final-normed states of the answer's positions only (``first`` onwards).
+        log_norm_T: logsumexp of the full-vocabulary logits at the same positions, float32.
+        first: position of the answer's first token.
+    """
+
+    taps_TM: Tensor
+    last_TD: Tensor
+    log_norm_T: Tensor
+    first: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return sum(t.numel() * t.element_size() for t in (self.taps_TM, self.last_TD))
+
+
+def bytes_per_sequence(response: Response, target: Target, taps: int) -> int:
+    """Memory that a sequence's states will hold, in bytes."""
+    width = target.spec.hidden_size * target.dtype.itemsize
+    return width * (taps * len(response) + len(response.response_ids))
+
+
+class StateCache:
+    """States by sequence key; the least recently used leave when the budget is full.
+
+    Args:
+        target: the frozen model.
+        tap_ids: layers to tap.
+        budget_bytes: memory to stay within; 0 keeps nothing beyond the current batch.
+    """
+
+    def __init__(self, target: Target, tap_ids: Sequence[int], budget_bytes: int) -> None:
+        self.target, self.tap_ids, self.budget = target, tuple(tap_ids), budget_bytes
+        self.held = 0
+        self.computed_tokens = 0
+        self._kept: OrderedDict[str, SequenceStates] = OrderedDict()
+
+    def get(self, responses: Sequence[Response]) -> list[SequenceStates]:
+        """States of the given sequences, in order; missing ones take one packed target pass."""
+        missing = [r for r in responses if r.key not in self._kept]
+        fresh = dict(zip([r.key for r in missing], self._compute(missing), strict=True))
+        result = [fresh.get(r.key) or self._kept[r.key] for r in responses]
+        for response, states in zip(responses, result, strict=True):
+            if response.key in fresh and response.key not in self._kept:
+                self.held += states.nbytes
+                self._kept[response.key] = states
+            self._kept.move_to_end(response.key)
+        while self.held > self.budget and self._kept:
+            self.held -= self._kept.popitem(last=False)[1].nbytes
+        return result
+
+    def _compute(self, responses: list[Response]) -> list[SequenceStates]:
+        if not responses:
+            return []
+        sequences = [[*r.prompt_ids.tolist(), *r.response_ids.tolist()] for r in responses]
+        self.computed_tokens += sum(map(len, sequences))
+        last, taps = self.target.states(sequences, self.tap_ids)
+        lengths = [len(s) for s in sequences]
+        out = []
+        pieces = zip(responses, last.split(lengths), taps.split(lengths), strict=True)
+        for response, last_TD, taps_TM in pieces:
+            first = len(response.prompt_ids)
+            answer = last_TD[first:].clone()
+            norms = [
+                torch.logsumexp(self.target.logits(rows).float(), -1)
+                for rows in answer.split(64)  # 64 x V float32 stays near the processor's cache
+            ]
+            out.append(SequenceStates(taps_TM.clone(), answer, torch.cat(norms), first))
+        return out

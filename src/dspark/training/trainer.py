@@ -1,0 +1,277 @@
+"""The training loop (DSpark §3.3): frozen target, packed anchor blocks, fused loss.
+
+One optimiser step: states → batch → loss → backward → update. Everything that decides what a step
+sees is a function of its number, so a run that was killed continues the same curve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark.artifacts import append_jsonl, provenance, repair_jsonl
+from dspark.config import TrainConfig
+from dspark.data.files import find_data
+from dspark.data.responses import Response
+from dspark.errors import ConfigError
+from dspark.maths.losses import LossWeights
+from dspark.models.checkpoint import save_drafter
+from dspark.models.drafter import Drafter
+from dspark.models.dspark import AnchorBatch, batch_to
+from dspark.models.target import Target, load_target
+from dspark.training.batches import Visit, make_batch, visits
+from dspark.training.metrics import Meter, PhaseTimer
+from dspark.training.optimisation import lr_share, make_optimisers
+from dspark.training.setup import build_drafter, load_data, pick_training_dtype
+from dspark.training.snapshot import load_snapshot, save_snapshot
+from dspark.training.states import StateCache, bytes_per_sequence
+
+HELD_OUT_SEQUENCES = 96
+LOG = "train_log.jsonl"
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Progress that survives a restart."""
+
+    step: int = 0
+    elapsed_s: float = 0.0
+    anchors: int = 0
+
+
+class Trainer:
+    """One run; ``run()`` goes until the budget of minutes or steps is used.
+
+    Args:
+        config: what to train, on what, for how long.
+        report: called with a record at every log line and held-out measure.
+        target: a loaded target, or None to load ``config.target``.
+    """
+
+    def __init__(
+        self, config: TrainConfig, report: Report | None = None, target: Target | None = None
+    ) -> None:
+        self.config, self.report = config, report or (lambda record: None)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.out = Path(config.out)
+        self.dtype = pick_training_dtype(config.run.dtype)
+        name = str(self.dtype).removeprefix("torch.")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.target = target or load_target(config.target, name, device)
+        self.train, self.held_out = load_data(config, self.target)
+        self.drafter, self.coverage = build_drafter(config, self.target, self.train)
+        self.weights = LossWeights(**config.loss.model_dump())
+        self.optimisers = make_optimisers(self.drafter, config.optim)
+        budget = int(config.run.cache_gib * 2**30)
+        taps = self.drafter.config.target_layer_ids
+        self.cache = StateCache(self.target, taps, budget)
+        self.sizes = [bytes_per_sequence(r, self.target, len(taps)) for r in self.train]
+        self.counters, self.timer, self.meter = Counters(), PhaseTimer(), Meter()
+
+    # ---- one step -------------------------------------------------------------------------
+
+    def visits(self) -> Iterator[Visit]:
+        """The steps from the present one on."""
+        run, seed = self.config.run, self.config.run.seed
+        order = visits(
+            self.sizes, self.cache.budget, run.sequences_per_step, run.passes_per_window, seed
+        )
+        return islice(order, self.counters.step, None)
+
+    def _batch(self, responses: list[Response], epoch: int) -> AnchorBatch | None:
+        with self.timer.phase("target states"):
+            states = self.cache.get(responses)
+        with self.timer.phase("batch"):
+            batch = make_batch(
+                responses,
+                states,
+                anchors_per_sequence=self.config.run.anchors_per_sequence,
+                block_size=self.drafter.config.block_size,
+                seed=self.config.run.seed,
+                epoch=epoch,
+            )
+            return None if batch is None else batch_to(batch, self.target.device)
+
+    def _autocast(self) -> Any:
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.target.device.type, self.dtype, enabled=enabled)
+
+    def progress(self) -> float:
+        """Share of the budget that is used, 0 to 1."""
+        run = self.config.run
+        shares = [0.0]
+        if run.minutes is not None:
+            shares.append(self.counters.elapsed_s / (60 * run.minutes))
+        if run.steps is not None:
+            shares.append(self.counters.step / run.steps)
+        return min(max(shares), 1.0)
+
+    def step(self, visit: Visit) -> None:
+        """One optimiser step."""
+        batch = self._batch([self.train[i] for i in visit.indices], visit.epoch)
+        if batch is None:
+            return
+        with self.timer.phase("forward and loss"), self._autocast():
+            loss = self.drafter.loss(batch, self.weights)
+        with self.timer.phase("backward"):
+            loss.total.backward()
+        with self.timer.phase("optimiser"):
+            parameters = [p for p in self.drafter.parameters() if p.grad is not None]
+            if self.config.optim.grad_clip:
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
+            rate = self.config.optim.lr * lr_share(self.progress(), self.config.optim)
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+        self.counters.anchors += len(batch.anchor_ids_A)
+        self.meter.add(loss, batch.label_valid_AK)
+
+    @torch.no_grad()
+    def measure_held_out(self) -> dict[str, Any]:
+        """Teacher-forced metrics on held-out prompts, the same anchors every time."""
+        meter = Meter()
+        chosen = self.held_out[:HELD_OUT_SEQUENCES]
+        size = self.config.run.sequences_per_step
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            held = StateCache(self.target, self.cache.tap_ids, 0).get(part)
+            batch = make_batch(
+                part,
+                held,
+                anchors_per_sequence=32,
+                block_size=self.drafter.config.block_size,
+                seed=0,
+                epoch=0,
+            )
+            if batch is not None:
+                batch = batch_to(batch, self.target.device)
+                with self._autocast():
+                    meter.add(self.drafter.loss(batch, self.weights), batch.label_valid_AK)
+        summary: dict[str, Any] = meter.summary() if meter.steps else {}
+        summary.pop("anchors_per_s", None)
+        return summary
+
+    # ---- the run --------------------------------------------------------------------------
+
+    def resume(self) -> bool:
+        """Take up the state below ``out`` if there is one."""
+        saved = load_snapshot(self.out, self.drafter, self.optimisers)
+        if saved is None:
+            return False
+        if saved.pop("recipe") != self._recipe():
+            raise ConfigError(
+                f"{self.out} holds a run of another configuration",
+                fix="Give another `out` folder, or delete this one to start anew",
+            )
+        self.counters = Counters(**saved)
+        repair_jsonl(self.out / LOG)
+        return True
+
+    def _recipe(self) -> dict[str, Any]:
+        """What must not change when a run is taken up again; its length and threads may."""
+        recipe = self.config.model_dump(mode="json", exclude={"run", "out"})
+        recipe["mask"] = self.drafter.config.mask_token_id
+        return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
+
+    def save(self) -> None:
+        """Write the resumable state and the drafter as it stands."""
+        counters = asdict(self.counters) | {"recipe": self._recipe()}
+        save_snapshot(self.out, self.drafter, self.optimisers, counters)
+        self.save_drafter(self.out / "drafter")
+
+    def save_drafter(self, folder: Path, held_out: dict[str, Any] | None = None) -> None:
+        """Write the drafter in DeepSpec's layout with its provenance."""
+        record = provenance(
+            "dspark train",
+            {"run": self.config.run.seed, "data": self.config.data.seed},
+            [find_data(source) for source in self.config.data.responses],
+        )
+        record["config"] = self.config.model_dump(mode="json")
+        record["training"] = asdict(self.counters) | {
+            "answers": len(self.train),
+            "response_tokens": sum(len(r.response_ids) for r in self.train),
+            "draft_vocabulary_coverage": round(self.coverage, 5),
+            "held_out": held_out,
+        }
+        text = json.dumps(record, indent=2) + "\n"
+        save_drafter(self.drafter, folder, extra_files={"provenance.json": text})
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end of the budget; returns the last held-out metrics.
+
+        A KeyboardInterrupt saves the state before it goes on its way.
+        """
+        self.resume()
+        try:
+            self._loop()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        measured = self.measure_held_out()
+        self._log({"kind": "held_out", **measured})
+        self.save()
+        self.save_drafter(self.out / "drafter", measured)
+        return measured
+
+    def _loop(self) -> None:
+        run = self.config.run
+        last_save = last_eval = last = time.perf_counter()
+        for visit in self.visits():
+            if self.progress() >= 1:
+                return
+            self.step(visit)
+            self.counters.step += 1
+            now = time.perf_counter()
+            self.counters.elapsed_s += now - last
+            last = now
+            if self.counters.step % run.log_every == 0 and self.meter.steps:
+                self._log({"kind": "train", **self.meter.summary()})
+                self.meter = Meter()
+            if now - last_eval > 60 * run.eval_every_minutes and self.held_out:
+                self._log({"kind": "held_out", **self.measure_held_out()})
+                last_eval = last = time.perf_counter()
+                self.meter = Meter()
+            if now - last_save > 60 * run.checkpoint_every_minutes:
+                self.save()
+                last_save = last = time.perf_counter()
+
+    def _log(self, record: dict[str, Any]) -> None:
+        minutes = self.counters.elapsed_s / 60
+        record |= {
+            "step": self.counters.step,
+            "minutes": round(minutes, 2),
+            "total_anchors": self.counters.anchors,
+            "progress": round(self.progress(), 4),
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        append_jsonl(self.out / LOG, [record])
+        self.report(record)
+
+
+@contextlib.contextmanager
+def quiet_denormals() -> Any:
+    """Flush denormal numbers to zero while training: they slow the processor and carry nothing."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def run(config: TrainConfig, report: Report | None = None) -> tuple[Drafter, dict[str, Any]]:
+    """Train as configured; returns the drafter and its held-out metrics."""
+    with quiet_denormals():
+        trainer = Trainer(config, report)
+        return trainer.drafter, trainer.run()

@@ -1,0 +1,153 @@
+"""The front door: verbs, version, and every error in one line with the right exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dspark import __version__
+from dspark.cli import main as cli
+from dspark.errors import CheckpointError
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = cli.main(list(argv))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts a function in the place of the verb `doctor`."""
+
+    def put(command: Any) -> None:
+        monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(command=command))
+
+    return put
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version") == (0, f"dspark {__version__}\n", "")
+
+
+def test_help_lists_verbs_that_exist(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli.VERBS, "invented", "A verb without a file.")
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "fetch" in out
+    assert "doctor" in out
+    assert "invented" not in out
+
+
+def test_every_listed_verb_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in cli.LazyGroup().list_commands(None):
+        code, out, _ = run(capsys, verb, "--help")
+        assert code == 0
+        assert "Example" in out, verb
+
+
+def test_no_arguments_show_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys)
+    assert code == 2
+    assert "Usage" in out + err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["fech"], "did you mean 'fetch'"),
+        (["xyzzy"], "no verb 'xyzzy'; there are: "),
+        (["doctor", "--jsn"], "--json"),
+        (["fetch", "a", "b"], "Try: dspark fetch --help"),
+        (["fetch", "nope"], "unknown target (found: nope)"),
+    ],
+)
+def test_usage_errors(capsys: pytest.CaptureFixture[str], argv: list[str], words: str) -> None:
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("dspark: error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_our_errors_are_one_line(capsys: pytest.CaptureFixture[str], verb: Any) -> None:
+    def command() -> None:
+        raise CheckpointError("it\nbroke", found=3, fix="Mend it")
+
+    verb(command)
+    assert run(capsys, "doctor") == (2, "", "dspark: error: it broke (found: 3). Mend it\n")
+
+
+def test_ctrl_c(capsys: pytest.CaptureFixture[str], verb: Any) -> None:
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    verb(command)
+    code, _, err = run(capsys, "doctor")
+    assert code == 130
+    assert err == "dspark: interrupted; finished work is kept\n"
+
+
+def test_bugs_keep_their_traceback(verb: Any) -> None:
+    def command() -> None:
+        raise ZeroDivisionError
+
+    verb(command)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+
+
+def test_exit_codes_of_verbs_pass_through(capsys: pytest.CaptureFixture[str], verb: Any) -> None:
+    import typer
+
+    def command() -> None:
+        raise typer.Exit(3)
+
+    verb(command)
+    assert run(capsys, "doctor")[0] == 3
+
+
+def test_a_closed_pipe_is_quiet(tmp_path: Path) -> None:
+    code = (
+        "from types import SimpleNamespace\n"
+        "from dspark.cli import main as cli\n"
+        "def command():\n"
+        "    for i in range(100000): print(i)\n"
+        "cli.import_module = lambda name: SimpleNamespace(command=command)\n"
+        "raise SystemExit(cli.main(['doctor']))\n"
+    )
+    shell = f'"{sys.executable}" -c "$CODE" | head -1'
+    done = subprocess.run(
+        ["sh", "-c", shell],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CODE": code},
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_doctor(
+    capsys: pytest.CaptureFixture[str], tmp_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSPARK_DATA", str(tmp_cache / "no"))
+    code, out, _ = run(capsys, "doctor", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["default_target"]["present"] is False
+    assert facts["data"]["present"] is False
+    assert facts["cache"]["folder"] == str(tmp_cache)
+    assert facts["cache"]["writable"] is True
+    assert facts["cpu"]["torch_threads"] >= 1
+    assert "cpu" in facts["devices"]
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "dspark fetch smollm2-135m" in out

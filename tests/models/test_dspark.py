@@ -1,0 +1,571 @@
+"""The block drafters: packed training against inference, who sees whom, heads, drawing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dspark.core import DraftBlock, SamplingParams
+from dspark.errors import ConfigError
+from dspark.maths.losses import LossWeights
+from dspark.models.drafter import DrafterConfig, SharedWeights, default_tap_ids, fit_to_target
+from dspark.models.dspark import AnchorBatch, BlockOutputs, DSparkDrafter
+from dspark.models.layers import pack_linears
+from dspark.models.registry import DRAFTERS, make_drafter
+from dspark.models.target import Target, load_target
+from fakes import MASK_ID, tiny_target_folder
+
+V, D, K, R, TAPS = 60, 32, 5, 6, 3
+CONFIG = DrafterConfig(
+    kind="dspark",
+    hidden_size=D,
+    vocab_size=V,
+    num_target_layers=8,
+    target_layer_ids=(1, 3, 5),
+    mask_token_id=MASK_ID,
+    block_size=K,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=48,
+    max_positions=128,
+    markov_rank=R,
+    confidence_head=True,
+)
+KINDS: dict[str, DrafterConfig] = {
+    "vanilla": CONFIG,
+    "gated": replace(CONFIG, markov_head_type="gated"),
+    "rnn": replace(CONFIG, markov_head_type="rnn"),
+    "reduced": replace(CONFIG, draft_vocab_size=23),
+    "blind-confidence": replace(CONFIG, confidence_with_markov=False),
+    "no-confidence": replace(CONFIG, confidence_head=False),
+    "no-markov": replace(CONFIG, markov_rank=0),
+    "dflash": replace(CONFIG, kind="dflash"),
+}
+WITH_HEAD = ["vanilla", "gated", "rnn", "reduced"]
+GREEDY, WARM = SamplingParams(), SamplingParams(temperature=1.0)
+
+
+def normal(*shape: int, seed: int = 0, std: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std
+
+
+def built(config: DrafterConfig, shared: SharedWeights | None = None) -> Any:
+    """A drafter whose every weight matters (fresh ones are too small, or zero)."""
+    drafter: Any = make_drafter(config)
+    with torch.no_grad():
+        for seed, weight in enumerate(drafter.parameters()):
+            fan = weight.shape[-1] if weight.dim() > 1 else 10
+            weight.add_(normal(*weight.shape, seed=seed, std=1.2 * fan**-0.5))
+        if drafter.d2t is not None:
+            drafter.d2t.copy_(torch.arange(5, V)[:: V // config.draft_vocab_size][: len(drafter.d2t)])
+    if shared is None:
+        head = normal(V, D, seed=91, std=2 * D**-0.5)
+        shared = SharedWeights(normal(V, D, seed=90), head, drafter.d2t)
+    drafter.bind_weights(shared)
+    return drafter.eval()
+
+
+@pytest.fixture(params=list(KINDS))
+def drafter(request: pytest.FixtureRequest) -> Any:
+    return built(KINDS[request.param])
+
+
+@pytest.fixture(params=WITH_HEAD)
+def with_head(request: pytest.FixtureRequest) -> Any:
+    return built(KINDS[request.param])
+
+
+class Story:
+    """Sequences with their taps, and anchors in them."""
+
+    def __init__(self, anchors: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)
+        self.anchors = [torch.tensor(a, dtype=torch.long) for a in anchors]
+        total = sum(lengths)
+        self.taps = normal(total, TAPS * D, seed=3)
+        draw = torch.Generator().manual_seed(4)
+        self.ids = torch.randint(5, V, (total + K,), generator=draw)
+        self.starts = list(itertools.accumulate([0, *lengths[:-1]]))
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(sequence, anchor) of every block in packed order."""
+        return [(s, a) for s, own in enumerate(self.anchors) for a in own.tolist()]
+
+    @property
+    def anchor_ids(self) -> Tensor:
+        return torch.stack([self.ids[self.starts[s] + a] for s, a in self.places])
+
+    @property
+    def labels(self) -> Tensor:
+        rows = [self.ids[self.starts[s] + a + 1 :][:K] for s, a in self.places]
+        return torch.stack(rows)
+
+    def packed(self, drafter: Any, **changed: Any) -> BlockOutputs:
+        given = {"taps": self.taps, "anchor_ids": self.anchor_ids, "labels": self.labels} | changed
+        with torch.no_grad():
+            return drafter.block_outputs(
+                given["taps"], self.lengths, self.anchors, given["anchor_ids"], given["labels"]
+            )
+
+    def context(self, block: int) -> Tensor:
+        sequence, anchor = self.places[block]
+        return self.taps[self.starts[sequence] :][:anchor]
+
+
+STORY = Story([[3, 10, 11, 19], [0, 8], [], [30]], [24, 9, 6, 31])
+
+
+def filled(drafter: Any, contexts: Sequence[Tensor], slots: Sequence[int]) -> Any:
+    """A cache with each context in its slot."""
+    cache = drafter.new_cache(max(slots) + 1, 96)
+    for context, slot in zip(contexts, slots, strict=True):
+        rows = torch.arange(len(context))
+        drafter.extend(cache, context, torch.full_like(rows, slot), rows)
+    return cache
+
+
+def draft(
+    drafter: Any,
+    contexts: Sequence[Tensor],
+    anchors: Sequence[int],
+    params: SamplingParams | Sequence[SamplingParams] = GREEDY,
+    draws: np.ndarray | None = None,
+    slots: Sequence[int] | None = None,
+    cache: Any = None,
+    steps: int | None = None,
+) -> tuple[DraftBlock, Tensor]:
+    """A block for each context, and the hidden states [R, K, D] behind it."""
+    slots = list(range(len(contexts))) if slots is None else slots
+    cache = filled(drafter, contexts, slots) if cache is None else cache
+    seen: list[Tensor] = []
+    hook = drafter.backbone.register_forward_hook(lambda *call: seen.append(call[2]))
+    params = [params] * len(contexts) if isinstance(params, SamplingParams) else params
+    positions = [len(c) for c in contexts]
+    block = drafter.draft(cache, list(anchors), positions, slots, params, draws, steps)
+    hook.remove()
+    return block, seen[0].view(len(contexts), drafter.config.block_size, -1)
+
+
+def near(found: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
+    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
+
+
+# ---- training and inference are one computation -------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("layout", ["trained", "packed"])
+def test_packed_blocks_equal_drafting(drafter: Any, together: bool, layout: str) -> None:
+    out = STORY.packed(drafter)
+    if layout == "packed":
+        pack_linears(drafter)
+    contexts = [STORY.context(block) for block in range(len(STORY.places))]
+    ids = STORY.anchor_ids.tolist()
+    if together:
+        hidden = draft(drafter, contexts, ids)[1]
+    else:
+        hidden = torch.cat([draft(drafter, [c], [i])[1] for c, i in zip(contexts, ids, strict=True)])
+    near(out.hidden_AKD, hidden)
+
+
+def test_more_anchors_than_a_group_holds() -> None:
+    drafter = built(KINDS["vanilla"])
+    story = Story([range(2, 90, 2), [1, 5]], [92, 7])
+    assert len(story.anchors[0]) > 32
+    contexts = [story.context(block) for block in range(len(story.places))]
+    hidden = draft(drafter, contexts, story.anchor_ids.tolist())[1]
+    near(story.packed(drafter).hidden_AKD, hidden)
+
+
+def test_confidence_and_logits_agree_given_the_same_tokens(drafter: Any) -> None:
+    """Feed the drafted tokens back as labels: heads must say in training what they said then."""
+    contexts = [STORY.context(block) for block in range(len(STORY.places))]
+    draws = np.random.default_rng(0).random((len(contexts), K))
+    block, _ = draft(drafter, contexts, STORY.anchor_ids.tolist(), WARM, draws)
+    out = STORY.packed(drafter, labels=block.draft_ids_RK)
+    logits = drafter.shared.logits(out.hidden_AKD)
+    if drafter.markov_head is not None:
+        logits = logits + drafter.markov_head.bias(out.features_AKr)
+    near(block.draft_probs_RKV, logits.softmax(-1).detach())
+    if drafter.confidence_head is None:
+        assert block.confidence_RK is None
+        assert out.confidence_AK is None
+    else:
+        near(block.confidence_RK, out.confidence_AK.sigmoid())
+
+
+def test_cache_may_be_extended_in_pieces() -> None:
+    drafter = built(KINDS["vanilla"])
+    contexts, slots = [normal(21, TAPS * D, seed=1), normal(13, TAPS * D, seed=2)], [4, 1]
+    whole = filled(drafter, contexts, slots)
+    pieces = drafter.new_cache(5, 96)
+    for first, second in [((0, 8), (0, 1)), ((8, 9), (1, 7)), ((9, 21), (7, 13))]:
+        spans = [(0, *first), (1, *second)]
+        taps = torch.cat([contexts[r][a:b] for r, a, b in spans])
+        at = torch.cat([torch.arange(a, b) for _, a, b in spans])
+        where = torch.cat([torch.full((b - a,), slots[r]) for r, a, b in spans])
+        drafter.extend(pieces, taps, where, at)
+        # A draft in between writes its own rows; the next context rows replace them.
+        reached = [contexts[r][:b] for r, _, b in spans]
+        draft(drafter, reached, [7, 8], slots=slots, cache=pieces)
+    first = draft(drafter, contexts, [7, 8], slots=slots, cache=whole)
+    second = draft(drafter, contexts, [7, 8], slots=slots, cache=pieces)
+    near(first[1], second[1])
+    assert torch.equal(first[0].draft_ids_RK, second[0].draft_ids_RK)
+
+
+def test_cache_has_room_for_a_block_behind_the_last_position() -> None:
+    drafter = built(KINDS["vanilla"])
+    context, other = normal(16, TAPS * D, seed=1), normal(16, TAPS * D, seed=2)
+    cache = drafter.new_cache(2, 16)
+    for slot, taps in enumerate([context, other]):
+        drafter.extend(cache, taps, torch.full((16,), slot), torch.arange(16))
+    found = draft(drafter, [context, other], [7, 8], cache=cache)[1]
+    near(found, draft(drafter, [context, other], [7, 8])[1])
+
+
+# ---- who sees whom ------------------------------------------------------------------------------
+
+
+def test_a_block_sees_no_context_from_its_anchor_on() -> None:
+    drafter = built(KINDS["vanilla"])
+    before = STORY.packed(drafter).hidden_AKD
+    for block, (sequence, anchor) in enumerate(STORY.places):
+        taps, start = STORY.taps.clone(), STORY.starts[sequence]
+        taps[start + anchor :] += 1.0
+        taps[:start] += 1.0
+        assert torch.equal(STORY.packed(drafter, taps=taps).hidden_AKD[block], before[block])
+        if anchor:
+            taps = STORY.taps.clone()
+            taps[start + anchor - 1] += 1.0
+            after = STORY.packed(drafter, taps=taps).hidden_AKD[block]
+            assert (after - before[block]).abs().max(-1).values.min() > 1e-3
+
+
+def test_a_block_sees_no_other_block() -> None:
+    drafter = built(KINDS["vanilla"])
+    before = STORY.packed(drafter).hidden_AKD
+    for block in range(len(STORY.places)):
+        ids = STORY.anchor_ids
+        ids[block] = (ids[block] + 1) % V
+        after = STORY.packed(drafter, anchor_ids=ids).hidden_AKD
+        changed = (after - before).abs().amax(-1)
+        assert changed[block].min() > 1e-4  # both directions: every slot sees the anchor's
+        changed[block] = 0
+        assert not changed.any()
+
+
+def test_hidden_states_do_not_know_the_labels(drafter: Any) -> None:
+    other = STORY.packed(drafter, labels=STORY.labels.flip(0))
+    assert torch.equal(other.hidden_AKD, STORY.packed(drafter).hidden_AKD)
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "gated", "rnn", "reduced", "blind-confidence"])
+@pytest.mark.parametrize("slot", range(K))
+def test_confidence_does_not_see_its_own_token(kind: str, slot: int) -> None:
+    drafter = built(KINDS[kind])
+    labels = STORY.labels
+    labels[:, slot] = (labels[:, slot] + 7) % V
+    before, after = STORY.packed(drafter), STORY.packed(drafter, labels=labels)
+    moved = (after.confidence_AK - before.confidence_AK).abs().amax(0) > 1e-4
+    seen_next = kind != "blind-confidence" and slot + 1 < K
+    assert moved.tolist() == [seen_next and k == slot + 1 for k in range(K)]
+    if kind == "rnn" and slot + 1 < K:  # the recurrent features do carry on, the confidence not
+        features = (after.features_AKr - before.features_AKr).abs().amax((0, 2)) > 1e-6
+        assert features.tolist() == [k > slot for k in range(K)]
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "gated", "rnn", "reduced"])
+@pytest.mark.parametrize("slot", range(K))
+def test_drawn_confidence_does_not_see_its_own_token(kind: str, slot: int) -> None:
+    drafter = built(KINDS[kind])
+    context = normal(9, TAPS * D, seed=1)
+    draws = np.full((2, K), 0.4)
+    draws[1, slot] = 0.97
+    block, _ = draft(drafter, [context, context], [7, 7], WARM, draws)
+    ids, confidence = block.draft_ids_RK, block.confidence_RK
+    assert ids[0, slot] != ids[1, slot]
+    near(confidence[0, : slot + 1], confidence[1, : slot + 1], atol=1e-6)
+    if slot + 1 < K:
+        assert abs(confidence[0, slot + 1] - confidence[1, slot + 1]) > 1e-4
+
+
+# ---- heads by their formulas --------------------------------------------------------------------
+
+
+def reference_features(drafter: Any, previous: Tensor, hidden: Tensor) -> Tensor:
+    """Features [A, K, r] slot by slot, with plain products (algorithms §3)."""
+    weights = {k: v.detach() for k, v in drafter.markov_head.state_dict().items()}
+    kind = drafter.config.markov_head_type
+    blocks = []
+    for ids, states in zip(previous.tolist(), hidden, strict=True):
+        state, rows = torch.zeros(R), []
+        for token, h in zip(ids, states, strict=True):
+            w1 = weights["markov_w1.weight"][token]
+            if kind == "gated":
+                gate = weights["gate_proj.weight"] @ torch.cat([h, w1]) + weights["gate_proj.bias"]
+                w1 = w1 / (1 + torch.exp(-gate))
+            elif kind == "rnn":
+                joint = torch.cat([state, w1, h])
+                z = weights["joint_proj.weight"] @ joint + weights["joint_proj.bias"]
+                keep = 1 / (1 + torch.exp(-z[:R]))
+                state = keep * state + (1 - keep) * torch.tanh(z[R : 2 * R])
+                w1 = torch.tanh(z[2 * R :])
+            rows.append(w1)
+        blocks.append(torch.stack(rows))
+    return torch.stack(blocks)
+
+
+def test_features_follow_the_formulas(with_head: Any) -> None:
+    out = STORY.packed(with_head)
+    previous = torch.cat([STORY.anchor_ids[:, None], STORY.labels[:, :-1]], 1)
+    near(out.features_AKr, reference_features(with_head, previous, out.hidden_AKD))
+
+
+def test_confidence_is_a_linear_layer_on_hidden_and_previous(with_head: Any) -> None:
+    out = STORY.packed(with_head)
+    head, w1 = with_head.confidence_head.proj, with_head.markov_head.markov_w1.weight
+    previous = torch.cat([STORY.anchor_ids[:, None], STORY.labels[:, :-1]], 1)
+    expected = out.hidden_AKD @ head.weight[0, :D] + w1[previous] @ head.weight[0, D:] + head.bias
+    near(out.confidence_AK, expected.detach())
+
+
+def by_hand(drafter: Any, anchor: int, hidden: Tensor) -> tuple[list[int], Tensor]:
+    """Greedy block of one request from its hidden states, and the logits behind it."""
+    d2t = list(range(V)) if drafter.d2t is None else drafter.d2t.tolist()
+    head = drafter.shared.head
+    ids, rows = [anchor], []
+    for k in range(K):
+        logits = head @ hidden[k]
+        if drafter.markov_head is not None:
+            features = reference_features(drafter, torch.tensor([ids]), hidden[None, : k + 1])
+            logits = logits + drafter.markov_head.markov_w2.weight.detach() @ features[0, -1]
+        rows.append(logits)
+        ids.append(d2t[int(logits.argmax())])
+    return ids[1:], torch.stack(rows)
+
+
+def test_greedy_block_is_the_chain_of_favourites(drafter: Any) -> None:
+    contexts = [STORY.context(block) for block in range(len(STORY.places))]
+    anchors = STORY.anchor_ids.tolist()
+    block, hidden = draft(drafter, contexts, anchors)
+    assert block.draft_probs_RKV is None
+    expected = [by_hand(drafter, a, h)[0] for a, h in zip(anchors, hidden, strict=True)]
+    assert block.draft_ids_RK.tolist() == expected
+    if drafter.markov_head is not None:  # the bias decides somewhere, or this test is idle
+        parallel = drafter.to_target_ids(drafter.shared.logits(hidden).argmax(-1))
+        assert not torch.equal(parallel, block.draft_ids_RK)
+
+
+def test_dflash_has_no_heads() -> None:
+    drafter = built(KINDS["dflash"])
+    assert drafter.config.markov_rank == 0
+    assert not drafter.config.confidence_head
+    assert not any("head" in key for key in drafter.state_dict())
+    out = STORY.packed(drafter)
+    assert out.features_AKr is None
+    assert out.confidence_AK is None
+
+
+def test_registry() -> None:
+    assert all(DRAFTERS[name].kind == name for name in ("dspark", "dflash"))
+    with pytest.raises(ConfigError, match=r"Unknown drafter kind \(found: medusa\).*dspark"):
+        make_drafter(replace(CONFIG, kind="medusa"))
+    with pytest.raises(ConfigError, match=r"markov_head_type \(found: lstm\).*vanilla, gated, rnn"):
+        make_drafter(replace(CONFIG, markov_head_type="lstm"))
+
+
+# ---- drawing ------------------------------------------------------------------------------------
+
+
+def test_first_steps_are_the_start_of_the_whole_block(drafter: Any) -> None:
+    contexts, anchors = [STORY.context(1), STORY.context(2)], [7, 9]
+    pack_linears(drafter)
+    draws = np.random.default_rng(1).random((2, K))
+    whole, _ = draft(drafter, contexts, anchors, WARM, draws)
+    part, _ = draft(drafter, contexts, anchors, WARM, draws, steps=2)
+    assert torch.equal(part.draft_ids_RK, whole.draft_ids_RK[:, :2])
+    near(part.draft_probs_RKV, whole.draft_probs_RKV[:, :2])
+    if whole.confidence_RK is not None:
+        near(part.confidence_RK, whole.confidence_RK[:, :2])
+
+
+def test_batch_mates_change_nothing(drafter: Any) -> None:
+    contexts = [STORY.context(block) for block in range(len(STORY.places))]
+    anchors = STORY.anchor_ids.tolist()
+    params = [GREEDY, WARM, SamplingParams(temperature=0.6, top_k=4), GREEDY]
+    params += [SamplingParams(temperature=1.3, top_p=0.7), WARM, WARM]
+    draws = np.random.default_rng(2).random((len(contexts), K))
+    slots = [6, 2, 3, 0, 9, 4, 5]
+    mixed, _ = draft(drafter, contexts, anchors, params, draws, slots)
+    for r, own in enumerate(params):
+        alone, _ = draft(drafter, contexts[r : r + 1], anchors[r : r + 1], own, draws[r : r + 1])
+        assert alone.draft_ids_RK.tolist() == mixed.draft_ids_RK[r : r + 1].tolist()
+        probs = mixed.draft_probs_RKV[r]
+        if own.temperature == 0:  # greedy beside others: all mass on the drafted token
+            assert alone.draft_probs_RKV is None
+            drafted = drafter.to_draft_ids(mixed.draft_ids_RK[r])
+            assert torch.equal(probs, F.one_hot(drafted, probs.shape[-1]).float())
+        else:
+            near(alone.draft_probs_RKV[0], probs)
+        assert (probs > 0).sum(-1).max() <= (own.top_k or V)
+
+
+def test_probabilities_are_those_of_base_and_bias(with_head: Any) -> None:
+    """Temperature acts on the sum; W_1 is looked up by target id, whatever the draft id."""
+    context = normal(9, TAPS * D, seed=1)
+    draws = np.random.default_rng(3).random((6, K))
+    params = SamplingParams(temperature=0.7)
+    block, hidden = draft(with_head, [context] * 6, [7] * 6, params, draws)
+    near(block.draft_probs_RKV.sum(-1), torch.ones(6, K))
+    assert block.draft_probs_RKV.shape[-1] == with_head.config.out_vocab
+    for r in range(6):
+        previous = torch.tensor([[7, *block.draft_ids_RK[r, :-1].tolist()]])
+        features = reference_features(with_head, previous, hidden[r][None])[0]
+        logits = hidden[r] @ with_head.shared.head.T
+        logits = logits + features @ with_head.markov_head.markov_w2.weight.detach().T
+        near(block.draft_probs_RKV[r], (logits / 0.7).softmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "reduced", "dflash"])
+def test_drawn_ids_follow_the_probabilities(kind: str) -> None:
+    """Evenly spread draws give every token its share to within one."""
+    drafter, n = built(KINDS[kind]), 400
+    context = normal(9, TAPS * D, seed=1)
+    draws = np.full((n, K), 0.5)
+    draws[:, 0] = (np.arange(n) + 0.5) / n
+    block, _ = draft(drafter, [context] * n, [7] * n, WARM, draws)
+    target_ids = torch.arange(V) if drafter.d2t is None else drafter.d2t
+    counts = torch.bincount(block.draft_ids_RK[:, 0], minlength=V)
+    share = torch.zeros(V)
+    share[target_ids] = block.draft_probs_RKV[0, 0]
+    assert (counts - n * share).abs().max() <= 1.001
+    assert (counts > 5).sum() > 5
+    assert set(block.draft_ids_RK.flatten().tolist()) <= set(target_ids.tolist())
+
+
+def test_ids_go_to_the_target_and_back() -> None:
+    drafter = built(KINDS["reduced"])
+    draft_ids = torch.arange(len(drafter.d2t))
+    target_ids = drafter.to_target_ids(draft_ids)
+    assert torch.equal(target_ids, drafter.d2t)
+    assert torch.equal(drafter.to_draft_ids(target_ids), draft_ids)
+    outside = sorted(set(range(V)) - set(target_ids.tolist()))
+    assert (drafter.to_draft_ids(torch.tensor(outside)) == -1).all()
+    assert drafter.markov_head.markov_w1.weight.shape == (V, R)
+    assert drafter.markov_head.markov_w2.weight.shape == (len(draft_ids), R)
+    assert torch.equal(drafter.shared.logits(normal(2, D)).argmax(-1) < len(draft_ids), torch.ones(2) > 0)
+
+
+# ---- bound to a target --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    folder = tmp_path_factory.mktemp("gemma") / "t"
+    return load_target(tiny_target_folder(folder, "gemma3", softcap=2.0), "float32")
+
+
+def bound(target: Target, **fields: Any) -> Any:
+    config = fit_to_target(replace(CONFIG, **fields), target.spec)
+    shared = SharedWeights(target.embedding_weight, target.head_weight)
+    drafter = built(config, shared)
+    return drafter.bind(target)
+
+
+def test_embedding_scale_and_softcap_carry_over(gemma: Target) -> None:
+    drafter = bound(gemma)
+    ids, states = torch.tensor([5, 9, MASK_ID]), 3 * normal(4, gemma.spec.hidden_size)
+    near(drafter.shared.embed(ids), gemma.embed(ids))
+    near(drafter.shared.logits(states), gemma.logits(states))
+    assert drafter.shared.logits(states).abs().max() < 2.0
+    scaled = gemma.embedding_weight * gemma.spec.hidden_size**0.5
+    context = normal(11, TAPS * gemma.spec.hidden_size, seed=1)
+    block, hidden = draft(drafter, [context], [7], WARM, np.full((1, K), 0.5))
+    drafter.bind_weights(SharedWeights(scaled, gemma.head_weight))
+    near(draft(drafter, [context], [7])[1], hidden)
+    previous = torch.tensor([[7, *block.draft_ids_RK[0, :-1].tolist()]])
+    bias = drafter.markov_head.bias(drafter.markov_head.previous(previous))
+    logits = 2.0 * torch.tanh(hidden @ gemma.head_weight.T / 2.0) + bias  # U is capped, B is not
+    near(block.draft_probs_RKV, logits.softmax(-1).detach())
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_loss_is_that_of_the_distributions_drafted_from(gemma: Target, reduced: bool) -> None:
+    """The training loss measured on blocks equals one computed from inference's own outputs."""
+    drafter = bound(gemma, draft_vocab_size=50 if reduced else None)
+    if reduced:
+        drafter.d2t.copy_(torch.arange(8, 158, 3))
+        drafter.bind(gemma)
+    ids = torch.randint(5, 158, (20,), generator=torch.Generator().manual_seed(0))
+    last, taps = gemma.states([ids.tolist()], drafter.config.target_layer_ids)
+    anchor = 9
+    labels = ids[anchor + 1 : anchor + 1 + K][None]
+    states = last[anchor : anchor + K]
+    batch = AnchorBatch(
+        lengths=[len(ids)],
+        taps_TM=taps,
+        anchors=[torch.tensor([anchor])],
+        anchor_ids_A=ids[anchor : anchor + 1],
+        labels_AK=labels,
+        label_valid_AK=torch.ones(1, K, dtype=torch.bool),
+        last_ND=states,
+        log_norm_N=gemma.logits(states).logsumexp(-1),
+    )
+    loss = drafter.loss(batch, LossWeights(ce=0.3, tv=0.7, bce=0.0, decay=1e9))
+
+    _, hidden = draft(drafter, [taps[:anchor]], [int(ids[anchor])])
+    previous = ids[anchor : anchor + K][None]
+    bias = drafter.markov_head.bias(drafter.markov_head.previous(previous))
+    p_d = torch.zeros(K, 160)
+    columns = torch.arange(160) if drafter.d2t is None else drafter.d2t
+    p_d[:, columns] = (drafter.shared.logits(hidden) + bias).softmax(-1)[0].detach()
+    p_t = gemma.logits(states).softmax(-1)
+    tv = (p_d - p_t).abs().sum(-1)
+    own = p_d.gather(1, labels.T)[:, 0]
+    inside = own > 0
+    ce = torch.where(inside, -own.clamp(min=1e-30).log(), 0.0)
+    assert (int(inside.sum()) < K) is reduced
+    near(loss.total.detach(), (0.3 * ce + 0.7 * tv).mean())
+    near(loss.overlap_AK[0], 1 - tv / 2)
+
+
+def test_taps_are_spread_over_the_layers_but_the_last() -> None:
+    assert default_tap_ids(36) == (1, 9, 17, 25, 33)
+    assert default_tap_ids(30) == (1, 8, 14, 21, 27)
+    for layers in range(2, 80):
+        taps = default_tap_ids(layers)
+        assert list(taps) == sorted(set(taps))
+        assert 0 <= taps[0]
+        assert taps[-1] < layers - 1
+
+
+def test_gradients_reach_every_weight() -> None:
+    """And the target's own weights get none."""
+    drafter = built(KINDS["rnn"])
+    n = len(STORY.places) * K
+    batch = AnchorBatch(
+        lengths=STORY.lengths,
+        taps_TM=STORY.taps,
+        anchors=STORY.anchors,
+        anchor_ids_A=STORY.anchor_ids,
+        labels_AK=STORY.labels,
+        label_valid_AK=torch.ones(len(STORY.places), K, dtype=torch.bool),
+        last_ND=normal(n, D, seed=5),
+        log_norm_N=(normal(n, D, seed=5) @ drafter.shared.head.T).logsumexp(-1),
+    )
+    drafter.loss(batch, LossWeights(0.1, 0.9, 1.0, 4.0)).total.backward()
+    idle = [k for k, p in drafter.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+    assert not drafter.shared.head.requires_grad
+    assert isinstance(drafter, DSparkDrafter)

@@ -1,0 +1,119 @@
+"""Configuration: inheritance, overrides, and errors that name key, file and cure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dspark.config import TrainConfig, load_config, merge, valid_keys
+from dspark.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+MINIMAL = 'out = "runs/x"\n[data]\nresponses = ["r.jsonl"]\n'
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*-*.toml")), ids=lambda p: p.stem)
+def test_shipped_recipes_load(path: Path) -> None:
+    config = load_config(path, TrainConfig)
+    assert config.drafter.block_size >= 1
+
+
+def test_every_field_is_described() -> None:
+    def check(model: type[BaseModel]) -> None:
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                check(inner)
+            else:
+                assert field.description, name
+
+    check(TrainConfig)
+    assert "optim.lr" in valid_keys(TrainConfig)
+
+
+def test_extends_merges_and_the_nearer_file_wins(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, "root.toml", MINIMAL + "[optim]\nlr = 0.1\nweight_decay = 0.5\n")
+    write(tmp_path, "mid.toml", 'extends = "root.toml"\n[optim]\nlr = 0.2\n')
+    leaf = write(tmp_path / "sub", "leaf.toml", 'extends = "../mid.toml"\n[run]\nsteps = 3\n')
+    config = load_config(leaf, TrainConfig, ["optim.lr=0.3", "run.minutes=none", "out=o"])
+    assert (config.optim.lr, config.optim.weight_decay) == (0.3, 0.5)
+    assert (config.run.steps, config.run.minutes, config.out) == (3, None, "o")
+    assert config.data.responses == ["r.jsonl"]
+
+
+def test_overrides_speak_toml(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.toml", MINIMAL)
+    sets = ['data.responses=["a", "b"]', "drafter.confidence_head=false", "target = org/model"]
+    config = load_config(path, TrainConfig, sets)
+    assert config.data.responses == ["a", "b"]
+    assert config.drafter.confidence_head is False
+    assert config.target == "org/model"
+
+
+@pytest.mark.parametrize(
+    ("extra", "sets", "words"),
+    [
+        ("[optim]\nlearning_rate = 1\n", [], ["'optim.learning_rate'", "c.toml"]),
+        ("[optim]\nlrr = 1\n", [], ["'optim.lrr'", "c.toml", "Did you mean 'optim.lr'"]),
+        ("[drafter]\nlr = 1\n", [], ["'drafter.lr'", "'optim.lr'"]),
+        ("[optimm]\nlr = 1\n", [], ["'optimm'", "'optim'"]),
+        ("", ["loss.cee=1"], ["'loss.cee'", "--set loss.cee=1", "'loss.ce'"]),
+        ("[optim]\nlr = -1\n", [], ["'optim.lr'", "c.toml", "found: -1"]),
+        ('[optim]\nname = "sgd"\n', [], ["'optim.name'", "adamw", "sgd"]),
+        ("", ["run.minutes=none"], ["'run'", "set minutes, steps or both"]),
+        ("", ["out.x=1"], ["--set out.x=1", "not a section"]),
+        ("", ["nothing"], ["KEY=VALUE"]),
+        ("x = \n", [], ["not valid TOML"]),
+        ("", ["data.responses=[]"], ["data.responses"]),
+    ],
+)
+def test_errors_say_what_and_where(
+    tmp_path: Path, extra: str, sets: list[str], words: list[str]
+) -> None:
+    path = write(tmp_path, "c.toml", MINIMAL + extra)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, TrainConfig, sets)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value).replace("\n  ", "\n")
+
+
+def test_the_file_that_holds_the_bad_key_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "base.toml", MINIMAL + "[run]\nsteeps = 1\n")
+    path = write(tmp_path, "c.toml", 'extends = "base.toml"\n')
+    with pytest.raises(ConfigError, match=r"'run.steeps' in .*base.toml.*Did you mean 'run.steps'"):
+        load_config(path, TrainConfig)
+
+
+def test_circles_and_missing_files(tmp_path: Path) -> None:
+    write(tmp_path, "a.toml", 'extends = "b.toml"\n')
+    write(tmp_path, "b.toml", 'extends = "a.toml"\n')
+    with pytest.raises(ConfigError, match=r"circle.*a.toml -> b.toml -> a.toml"):
+        load_config(tmp_path / "a.toml", TrainConfig)
+    lost = write(tmp_path, "c.toml", 'extends = "no.toml"\n')
+    with pytest.raises(ConfigError, match=r"no.toml.*extended by .*c.toml"):
+        load_config(lost, TrainConfig)
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "d.toml", TrainConfig)
+    with pytest.raises(ConfigError, match="one file name"):
+        load_config(write(tmp_path, "e.toml", "extends = 3\n"), TrainConfig)
+
+
+def test_missing_key(tmp_path: Path) -> None:
+    path = write(tmp_path, "c.toml", '[data]\nresponses = ["r"]\n')
+    with pytest.raises(ConfigError, match=r"'out' is missing in .*c.toml"):
+        load_config(path, TrainConfig)
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    base, over = {"a": {"x": 1}, "b": 2}, {"a": {"y": 3}, "b": {"z": 4}}
+    assert merge(base, over) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
+    assert base == {"a": {"x": 1}, "b": 2}
