@@ -43,7 +43,7 @@ class DataSection(Section):
     max_length: int = Field(
         1024, ge=16, description="tokens of a sequence, prompt included; longer ones are cut"
     )
-    seed: int = Field(0, ge=0, description="seed of the held-out split and the order")
+    seed: int = Field(0, ge=0, description="seed of the held-out split")
 
 
 class DrafterSection(Section):
@@ -125,7 +125,7 @@ class RunSection(Section):
     threads: int | None = Field(
         None, ge=1, description="processor threads; unset leaves torch's own"
     )
-    seed: int = Field(0, ge=0, description="seed of initial weights and anchors")
+    seed: int = Field(0, ge=0, description="seed of initial weights, order and anchors")
     log_every: int = Field(10, ge=1, description="optimiser steps between log lines")
     checkpoint_every_minutes: float = Field(5.0, gt=0, description="minutes between checkpoints")
     eval_every_minutes: float = Field(10.0, gt=0, description="minutes between held-out measures")

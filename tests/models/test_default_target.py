@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import subprocess
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,7 +59,7 @@ def pip(monkeypatch: pytest.MonkeyPatch, tmp_cache: Path) -> Pip:
     """A known target `tiny`, a stand-in for pip, and a conversion that only copies."""
     stand_in = Pip()
     monkeypatch.setitem(dt.KNOWN_TARGETS, NAME, known(CONTENT))
-    monkeypatch.setattr(subprocess, "run", stand_in)
+    monkeypatch.setattr(dt, "subprocess", SimpleNamespace(run=stand_in))
     monkeypatch.setattr(dt, "_convert", copy)
     return stand_in
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dspark.errors import CheckpointError, IncompatibleDrafterError
-from dspark.models.default_target import DEFAULT_TARGET, KNOWN_TARGETS, shipped_drafter
+from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
+from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
 
 TargetOption = Annotated[
     str, typer.Option("--target", help="Known name, local folder or Hugging Face id.")
@@ -60,6 +61,24 @@ def find_drafter(name: str, target: str) -> Path | None:
     )
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written, before minutes of work go into its content.
+
+    Raises:
+        DataError: it is a folder, or there is no folder above it that may be written to.
+    """
+    above = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    found = None
+    if path.is_dir():
+        found = "it is a folder"
+    elif not above.is_dir():
+        found = f"{above} is a file"
+    elif not os.access(above, os.W_OK):
+        found = f"{above} may not be written to"
+    if found:
+        raise DataError(f"cannot write {path}", found=found, fix="Choose another place")
+
+
 def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # type: ignore[no-untyped-def]
     """The target and, unless ``drafter`` is "none", its drafter, ready to run.
 
@@ -73,9 +92,9 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
 
     if threads:
         torch.set_num_threads(threads)
+    if target not in KNOWN_TARGETS:
+        resolve_target(target)  # a wrong target is the first thing to hear about
     folder = find_drafter(drafter, target)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_target(target, dtype, device)
     return model, None if folder is None else load_drafter(folder, model)
-
-

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -18,10 +20,11 @@ from dspark.cli.common import (
     PolicyOption,
     TargetOption,
     ThreadsOption,
+    check_writable,
     load_models,
 )
 from dspark.core import SamplingParams, TokenKind
-from dspark.errors import ConfigError
+from dspark.errors import ConfigError, DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
 STYLES = {TokenKind.ACCEPTED: "green", TokenKind.DRAWN: "yellow", TokenKind.PLAIN: ""}
@@ -72,7 +75,9 @@ def command(
         raise ConfigError("The demo compares with and without a drafter", fix="Name a drafter")
     if compare and temperature > 0:
         raise ConfigError("--compare transformers is greedy", fix="Leave --temperature at 0")
-    from dspark.data.files import find_data
+    for path in (json_file, plot):
+        if path is not None:
+            check_writable(path)
     from dspark.data.prompts import load_demo_prompts, load_prompts, spread
     from dspark.evaluation import demo
 
@@ -94,7 +99,7 @@ def command(
     )
     console.print(table(result))
     if json_file is not None:
-        record = provenance("dspark demo", {"seed": seed}, [find_data(name) for name in data or []])
+        record = provenance("dspark demo", {"seed": seed}, _files(data or []))
         write_artifact(json_file, demo.SCHEMA, result, record)
     if plot is not None:
         from dspark.reporting.demo_plot import draw
@@ -102,12 +107,24 @@ def command(
         draw(result, plot)
 
 
+def _files(names: list[str]) -> list[Path]:
+    """Those of the prompt sources that are files; a dataset of the hub is none."""
+    from dspark.data.files import find_data
+
+    found = []
+    for name in names:
+        with contextlib.suppress(DataError):
+            found.append(find_data(name))
+    return found
+
+
 class _Screen:
     """Streams answers; every prompt appears once, then each way's answer under its name."""
 
     def __init__(self, console: Console, tokenizer: Any, quiet: bool) -> None:
         self.console, self.tokenizer, self.quiet = console, tokenizer, quiet
-        self.prompt_id, self.way, self.text = "", "", None
+        self.prompt_id, self.way = "", ""
+        self.text: Any = None
 
     def show(self, way: str, prompt: Any, output: Any) -> None:
         """One step's tokens, coloured by how they came about."""
@@ -117,7 +134,8 @@ class _Screen:
 
         if prompt.id != self.prompt_id:
             self.prompt_id, self.way = prompt.id, ""
-            self.console.rule(f"{prompt.id}: {prompt.text[:60]!r}", align="left", style="dim")
+            heading = escape(f"{prompt.id}: {prompt.text[:60]!r}")
+            self.console.rule(heading, align="left", style="dim")
         if way != self.way or self.text is None:
             self.way, self.text = way, TextStream(self.tokenizer)
             self.console.print(f"[bold]{way}[/bold]")
@@ -133,7 +151,7 @@ def table(result: dict[str, Any]) -> Table:
     """The figures as a table."""
     title = f"{result['target']}, {result['dtype']}, {result['threads']} threads, "
     title += f"{result['prompts']} prompts, {result['new_tokens']} tokens"
-    rows = Table(title=title)
+    rows = Table(title=escape(title))
     for heading in ("", "tokens/s", "speed-up"):
         rows.add_column(heading, justify="left" if not heading else "right")
     plain = result["plain_tokens_per_s"]
@@ -146,7 +164,7 @@ def table(result: dict[str, Any]) -> Table:
     rows.add_section()
     for domain, row in result["domains"].items():
         label = f"{domain}: accepted_length {row['accepted_length']:.2f}"
-        rows.add_row(label, "", f"{row['speedup']:.2f}")
+        rows.add_row(escape(label), "", f"{row['speedup']:.2f}")
     rows.add_section()
     slots = "  ".join(f"{a:.2f}" for a in result["accept_by_position"])
     rows.add_row(f"accepted by position  {slots}", "", "")

@@ -16,7 +16,8 @@ from dspark.config import TrainConfig, load_config
 
 def command(
     config: Annotated[
-        Path, typer.Option("--config", help="Recipe, a TOML file; see configs/.", show_default=False)
+        Path,
+        typer.Option("--config", help="Recipe, a TOML file; see configs/.", show_default=False),
     ],
     set_: Annotated[
         list[str] | None,
@@ -25,7 +26,9 @@ def command(
     profile: Annotated[
         int,
         typer.Option(
-            "--profile", help="Run this many steps after a warm-up and print where time goes."
+            "--profile",
+            min=0,
+            help="Run this many steps after a warm-up and print where time goes; 0 trains.",
         ),
     ] = 0,
     as_json: Annotated[
@@ -76,7 +79,8 @@ class _Display:
             console=self.console,
         )
         self.task = self.bar.add_task("loading target and answers", total=1.0)
-        self.board = _tensorboard(Path(config.out) / "tensorboard")
+        self.folder = Path(config.out) / "tensorboard"
+        self.board: Any = None
 
     def __enter__(self) -> _Display:
         self.bar.start()
@@ -84,11 +88,13 @@ class _Display:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if self.board is not None:
+        if self.board:
             self.board.close()
 
     def show(self, record: dict[str, Any]) -> None:
         """One record: a line of the bar, scalars of the board."""
+        if self.board is None:  # not before `out` is known to be writable
+            self.board = _tensorboard(self.folder, record["step"]) or False
         slots = " ".join(f"{a:.2f}" for a in record.get("acceptance", []))
         text = f"accepted_length {record.get('accepted_length')}  slots {slots}"
         if record["kind"] == "train":
@@ -100,7 +106,7 @@ class _Display:
             )
         else:
             self.bar.print(f"{record['minutes']:.1f} min, step {record['step']}, held out: {text}")
-        if self.board is not None:
+        if self.board:
             for name, value in record.items():
                 if isinstance(value, float):
                     self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
@@ -108,13 +114,13 @@ class _Display:
                 self.board.add_scalar(f"{record['kind']}/slot_{slot}", value, record["step"])
 
 
-def _tensorboard(folder: Path) -> Any:
-    """A writer, or None where tensorboard is not installed."""
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A writer that takes the place of what was written from ``step`` on; None if not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=step)
 
 
 def _print_profile(result: dict[str, Any], as_json: bool) -> None:

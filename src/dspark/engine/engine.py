@@ -130,8 +130,8 @@ class Engine:
             What each request got.
 
         Raises:
-            EngineError: the models gave numbers that nothing can be drawn from. The requests
-                are as they were before the step; `cancel` them.
+            EngineError: the models gave numbers that nothing can be drawn from. No text has
+                changed; `cancel` the requests.
         """
         start = perf_counter()
         batch = self.queue.next_batch()
@@ -179,10 +179,11 @@ class Engine:
         try:
             for request in requests:
                 self.queue.submit(request)
-            while any(request.finish is None for request in requests):
-                outputs = self.step()
-                if on_step is not None:
-                    on_step(outputs)
+            for request in requests:
+                while request.finish is None:
+                    outputs = self.step()
+                    if on_step is not None:
+                        on_step(outputs)
         finally:  # Ctrl-C or an error must not leave slots taken
             self._end(requests)
         return requests

@@ -77,13 +77,18 @@ class RequestQueue:
             request.finish = FinishReason.CANCELLED
 
     def next_batch(self) -> Batch:
-        """All running requests by slot, and as many waiting ones as slots and rows allow."""
-        decode = [self._running[slot] for slot in sorted(self._running)]
-        return Batch(self._admit(), decode)
+        """All running requests by slot, and as many waiting ones as slots and rows allow.
 
-    def _admit(self) -> list[Request]:
-        admitted: list[Request] = []
-        rows = 0
+        A batch that was never committed comes again: a step that failed can be repeated.
+        """
+        running = [self._running[slot] for slot in sorted(self._running)]
+        decode = [request for request in running if request.output_ids]
+        again = [request for request in running if not request.output_ids]
+        return Batch(self._admit(again), decode)
+
+    def _admit(self, admitted: list[Request]) -> list[Request]:
+        """The requests to prefill: those admitted before, then waiting ones."""
+        rows = sum(len(request.prompt_ids) for request in admitted)
         while self._waiting and len(self.slots):
             rows += len(self._waiting[0].prompt_ids)
             if admitted and rows > self.prefill_rows:

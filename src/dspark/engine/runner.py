@@ -24,7 +24,8 @@ from dspark.models.drafter import Drafter
 from dspark.models.kv_cache import Rows
 from dspark.models.target import Target
 
-_CHUNK = 32  # rows shaped and drawn from together: their V-sized numbers stay in the CPU's cache
+# Logits shaped and drawn from together; few enough that the steps meet them in the CPU's cache.
+_CHUNK = 2**21
 
 
 class Runner:
@@ -222,8 +223,9 @@ def _shaped(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Iterator[Ten
     temperature_N = torch.tensor([p.temperature for p in params])
     top_k_N = torch.tensor([p.top_k for p in params])
     top_p_N = torch.tensor([p.top_p for p in params], dtype=torch.float64)
-    for start in range(0, len(params), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    rows = max(_CHUNK // logits_NV.shape[1], 1)
+    for start in range(0, len(params), rows):
+        part = slice(start, start + rows)
         yield probabilities(logits_NV[part], temperature_N[part], top_k_N[part], top_p_N[part])
 
 

@@ -66,7 +66,7 @@ def answer_with_transformers(
     module: Any, target: Target, ids: list[int], params: SamplingParams
 ) -> Answer:
     """Greedy ``generate`` of the Hugging Face module, as its users call it."""
-    tokens = torch.tensor([ids])
+    tokens = torch.tensor([ids], device=module.device)
     start = time.perf_counter()
     with torch.inference_mode():
         out = module.generate(
@@ -215,8 +215,8 @@ def _by_domain(
 def difference(target: Target, prompt_id: str, plain: Request, drafted: Request) -> dict[str, Any]:
     """Where two answers part, and how far apart the target holds the two tokens.
 
-    ``logit_gap`` is the target's best logit there minus its second best, computed alone (one row
-    a step, as plain decoding does); in float32 only a gap below 1e-4 excuses a difference.
+    ``logit_gap`` is the target's best logit there minus its second best, from one pass over the
+    common text; in float32 only a gap below 1e-4 excuses a difference.
     """
     pairs = zip(plain.output_ids, drafted.output_ids, strict=False)
     shorter = min(len(plain.output_ids), len(drafted.output_ids))

@@ -1,4 +1,4 @@
-"""Training losses of block drafters (DSpark §3.3), fused so that no V-sized tensor outlives a chunk.
+"""Training losses of block drafters (DSpark §3.3): no V-sized tensor outlives a chunk of rows.
 
 L = ce · CE + tv · TV + bce · BCE, where for slot k with draft distribution p_d (transition bias
 included) and target distribution p_t
@@ -214,9 +214,7 @@ def draft_loss(
     total, bce = ce_tv, 0.0
     if confidence_AK is not None:
         target = overlap_AK.clamp(0, 1)
-        losses = F.binary_cross_entropy_with_logits(
-            confidence_AK.float(), target, reduction="none"
-        )
+        losses = F.binary_cross_entropy_with_logits(confidence_AK.float(), target, reduction="none")
         bce_term = (weight_AK * losses).sum()
         total, bce = total + weights.bce * bce_term, float(bce_term.detach())
     with torch.no_grad():

@@ -59,7 +59,7 @@ class DraftMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DraftLayer(nn.Module):
@@ -80,7 +80,7 @@ class DraftLayer(nn.Module):
         queries = attention.queries(normed, cos, sin)
         mixed = attend(index, queries, *attention.keys_values(normed, cos, sin))
         x_ND = x_ND + attention.o_proj(mixed)
-        return x_ND + self.mlp(self.post_attention_layernorm(x_ND))  # type: ignore[no-any-return]
+        return x_ND + self.mlp(self.post_attention_layernorm(x_ND))
 
 
 class ParallelBackbone(nn.Module):
@@ -101,16 +101,17 @@ class ParallelBackbone(nn.Module):
 
     def context(self, taps_TM: Tensor) -> Tensor:
         """H_ctx = RMSNorm(W_c taps), [T, D] (eq. 2)."""
-        return self.hidden_norm(self.fc(taps_TM))  # type: ignore[no-any-return]
+        return self.hidden_norm(self.fc(taps_TM))
 
     def context_heads(self, context_TD: Tensor, positions_T: Tensor) -> list[Heads]:
         """Each layer's keys and values of the context, never changed afterwards (eq. 3)."""
         cos, sin = rotary(positions_T, self.rope, context_TD.dtype)
-        return [layer.self_attn.keys_values(context_TD, cos, sin) for layer in self.layers]
+        attentions: list[DraftAttention] = [layer.self_attn for layer in self.layers]  # type: ignore[misc]
+        return [a.keys_values(context_TD, cos, sin) for a in attentions]
 
     def forward(self, x_ND: Tensor, positions_N: Tensor, attend: BlockAttention) -> Tensor:
         """Block states [N, D] through all layers and the final norm."""
         cos, sin = rotary(positions_N, self.rope, x_ND.dtype)
         for index, layer in enumerate(self.layers):
             x_ND = layer(index, x_ND, cos, sin, attend)
-        return self.norm(x_ND)  # type: ignore[no-any-return]
+        return self.norm(x_ND)

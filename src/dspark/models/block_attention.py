@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dspark.models.backbone import Heads
+from dspark.models.layers import grouped_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,7 @@ class PackedBlockAttention:
             for part in positions.split(group) if len(positions) else ():
                 end, slots = int(part[-1]), len(part) * block_size
                 mask = _group_mask(part.to(device), end, block_size, dtype)
-                self.groups.append(
-                    _Group(slice(start, start + end), slice(row, row + slots), mask)
-                )
+                self.groups.append(_Group(slice(start, start + end), slice(row, row + slots), mask))
                 row += slots
             start += length
 
@@ -67,24 +66,8 @@ class PackedBlockAttention:
             q, k, v = q_NHP[group.block], k_NHP[group.block], v_NHP[group.block]
             k = torch.cat([context_k[group.context], k])
             v = torch.cat([context_v[group.context], v])
-            outs.append(_attend(q, k, v, group.mask))
+            outs.append(grouped_attention(q, k, v, group.mask, q.shape[-1] ** -0.5))
         return torch.cat(outs)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Grouped-query attention of rows [n, H, P] over [m, kv_heads, P] → [n, H · P].
-
-    Plain batched products: forward and backward together take less than half the time of the
-    fused kernel on CPUs whose fused kernel has no fast bfloat16 product.
-    """
-    n, heads, size = q.shape
-    kv_heads = k.shape[1]
-    groups = heads // kv_heads
-    folded = q.view(n, kv_heads, groups, size).permute(1, 2, 0, 3).reshape(kv_heads, -1, size)
-    mask = mask.expand(kv_heads, groups, *mask.shape).reshape(kv_heads, -1, mask.shape[-1])
-    scores = torch.baddbmm(mask, folded, k.permute(1, 2, 0), alpha=size**-0.5)
-    out = torch.bmm(torch.softmax(scores, -1), v.transpose(0, 1))
-    return out.view(kv_heads, groups, n, size).permute(2, 0, 1, 3).reshape(n, heads * size)
 
 
 def _group_mask(anchors: Tensor, context: int, block_size: int, dtype: torch.dtype) -> Tensor:

@@ -19,13 +19,29 @@ from torch import Tensor
 from dspark.artifacts import atomic_folder
 from dspark.errors import CheckpointError, IncompatibleDrafterError
 from dspark.models.drafter import Drafter, DrafterConfig, SharedWeights
-from dspark.models.layers import pack_linears
+from dspark.models.layers import PackedLinear, pack_linears
 from dspark.models.registry import make_drafter
 from dspark.models.target import Target
 
 ARCHITECTURE = "Qwen3DSparkModel"
 UNSUPPORTED = {"Gemma4DSparkModel": "its layers have another shape than this backbone"}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WHOLE_NUMBERS = (
+    "hidden_size",
+    "vocab_size",
+    "num_target_layers",
+    "mask_token_id",
+    "block_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+    "markov_rank",
+    "draft_vocab_size",
+    "num_anchors",
+)
 SHARED_KEYS = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -74,12 +90,18 @@ def config_to_json(config: DrafterConfig, spec_fields: dict[str, Any]) -> dict[s
     return fields | spec_fields
 
 
-def config_from_json(fields: dict[str, Any]) -> DrafterConfig:
+def config_from_json(fields: Any) -> DrafterConfig:
     """Read DeepSpec's config fields.
 
     Raises:
-        CheckpointError: for an architecture that is not ours or a missing field.
+        CheckpointError: for an architecture that is not ours or a missing or unusable field.
     """
+    if not isinstance(fields, dict):
+        raise CheckpointError(
+            "The drafter's config.json holds no fields",
+            found=type(fields).__name__,
+            fix="Export it again",
+        )
     architecture = (fields.get("architectures") or ["none"])[0]
     if architecture != ARCHITECTURE:
         reason = UNSUPPORTED.get(architecture, "it is not a block drafter in DeepSpec's layout")
@@ -88,11 +110,8 @@ def config_from_json(fields: dict[str, Any]) -> DrafterConfig:
             found=reason,
             fix=f"Supported: {ARCHITECTURE}",
         )
+    _check_fields(fields)
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(
-            "The drafter scales its rotary positions", found=rope, fix="Only plain rotary is read"
-        )
     rank = fields.get("markov_rank", 0)
     confident = bool(fields.get("enable_confidence_head", False))
     kind = fields.get("dspark_kind") or ("dspark" if rank or confident else "dflash")
@@ -128,8 +147,39 @@ def config_from_json(fields: dict[str, Any]) -> DrafterConfig:
         ) from error
 
 
+def _check_fields(fields: dict[str, Any]) -> None:
+    """Refuse values that would fail later, or would be passed over in silence."""
+    for name in WHOLE_NUMBERS:
+        value = fields.get(name)
+        if value is not None and (type(value) is not int or value < 0):
+            raise CheckpointError(
+                f"The drafter's {name} is not a whole number", found=value, fix="Export it again"
+            )
+    taps = fields.get("target_layer_ids", [0])
+    if not isinstance(taps, list) or not taps or any(type(tap) is not int for tap in taps):
+        raise CheckpointError(
+            "The drafter's target_layer_ids are not a list of layers",
+            found=taps,
+            fix="Export it again",
+        )
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if (rope.get("rope_type") or rope.get("type") or "default") != "default":
+        raise CheckpointError(
+            "The drafter scales its rotary positions", found=rope, fix="Only plain rotary is read"
+        )
+    layers = set(fields.get("layer_types") or ()) - {"full_attention"}
+    if layers or fields.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(
+            "The drafter's layers are of another kind",
+            found=", ".join(sorted(layers)) or fields["hidden_act"],
+            fix="Only full attention with silu is read",
+        )
+
+
 def state_to_disk(drafter: Drafter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The drafter's tensors under DeepSpec's names."""
+    packed = any(isinstance(module, PackedLinear) for module in drafter.modules())
+    assert not packed, "a packed drafter no longer holds its weights as they are stored"
     tensors = {}
     for key, value in drafter.state_dict().items():
         key = key.removeprefix("backbone.")
@@ -181,7 +231,7 @@ def read_checkpoint(folder: str | Path) -> tuple[DrafterConfig, dict[str, Tensor
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"Cannot read the drafter in {path}",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
             fix="The folder must hold a whole config.json and model.safetensors; copy it again",
         ) from error
     return config_from_json(fields), tensors
@@ -200,6 +250,12 @@ def load_state(drafter: Drafter, tensors: dict[str, Tensor], where: str) -> None
             continue
         if key == "d2t":
             value = value.long() + torch.arange(len(value))
+            if not bool(((value >= 0) & (value < drafter.config.vocab_size)).all()):
+                raise CheckpointError(
+                    f"The weights in {where} map draft tokens outside the vocabulary",
+                    found=f"d2t from {int(value.min())} to {int(value.max())}",
+                    fix="Copy or export the checkpoint again",
+                )
         state[key if key in own else f"backbone.{key}"] = value
     wrong = sorted(own.keys() ^ state.keys())
     wrong += [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
@@ -267,7 +323,6 @@ def load_standalone(folder: str | Path) -> Drafter:
     load_state(drafter, tensors, str(folder))
     if any(key not in tensors for key in SHARED_KEYS):
         raise CheckpointError(f"{folder} carries no embedding or head", fix="Give its target too")
-    drafter.bind_weights(SharedWeights(*(tensors[key] for key in SHARED_KEYS)))
+    embedding, head = (tensors[key] for key in SHARED_KEYS)
+    drafter.bind_weights(SharedWeights(embedding, head))
     return drafter.eval()
-
-

@@ -111,7 +111,7 @@ class DSparkDrafter(Drafter):
     def _confidence(self, hidden: Tensor, previous: Tensor | None) -> Tensor | None:
         if self.confidence_head is None:
             return None
-        return self.confidence_head(hidden, previous if self._confidence_sees_markov else None)  # type: ignore[no-any-return]
+        return self.confidence_head(hidden, previous if self._confidence_sees_markov else None)
 
     def loss(
         self, batch: AnchorBatch, weights: LossWeights, normaliser: float | None = None
@@ -149,9 +149,7 @@ class DSparkDrafter(Drafter):
         )
 
     @torch.inference_mode()
-    def extend(
-        self, cache: KVCache, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor
-    ) -> None:
+    def extend(self, cache: KVCache, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
         rows_T = slots_T * cache.max_len + positions_T
         heads = self.backbone.context_heads(self.backbone.context(taps_TM), positions_T)
         for layer, (keys, values) in enumerate(heads):

@@ -90,8 +90,9 @@ def spec_from_config(config: Any) -> TargetSpec:
         vocab_size=config.vocab_size,
         rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),
         max_positions=getattr(config, "max_position_embeddings", 2048),
-        activation=getattr(config, "hidden_activation", None)
-        or getattr(config, "hidden_act", "silu"),
+        activation=str(
+            getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
+        ),
         attention_scale=float(scale_base or head_dim) ** -0.5,
         embed_scale=float(config.hidden_size) ** 0.5 if gemma else 1.0,
         logit_softcap=getattr(config, "final_logit_softcapping", None),

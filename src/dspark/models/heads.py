@@ -34,7 +34,7 @@ class MarkovHead(nn.Module):
 
     def previous(self, ids: Tensor) -> Tensor:
         """W_1 rows [N, r] of the tokens before each slot."""
-        return self.markov_w1(ids)  # type: ignore[no-any-return]
+        return self.markov_w1(ids)
 
     def start(self, rows: int, like: Tensor) -> Tensor | None:
         """State before the first slot: none for a head without memory."""
@@ -52,7 +52,7 @@ class MarkovHead(nn.Module):
 
     def bias(self, features: Tensor) -> Tensor:
         """Transition bias [N, V] of features [N, r]."""
-        return self.markov_w2(features)  # type: ignore[no-any-return]
+        return self.markov_w2(features)
 
 
 class GatedMarkovHead(MarkovHead):
@@ -113,7 +113,7 @@ class ConfidenceHead(nn.Module):
     def forward(self, hidden: Tensor, previous: Tensor | None) -> Tensor:
         """Confidence logits [N] of hidden [N, D] and, if used, W_1 rows [N, r]."""
         x = hidden if previous is None else torch.cat([hidden, previous], -1)
-        return self.proj(x).squeeze(-1)  # type: ignore[no-any-return]
+        return self.proj(x).squeeze(-1)
 
 
 MARKOV_HEADS = {"vanilla": MarkovHead, "gated": GatedMarkovHead, "rnn": RNNHead}

@@ -60,7 +60,7 @@ class HFTarget(Target):
 
     @property
     def embedding_weight(self) -> Tensor:
-        return self.module.get_input_embeddings().weight.detach()  # type: ignore[no-any-return]
+        return self.module.get_input_embeddings().weight.detach()
 
     def new_cache(self, slots: int, max_len: int) -> list[Any]:
         from transformers import DynamicCache
@@ -109,7 +109,7 @@ class HFTarget(Target):
         return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])  # type: ignore[misc]
 
     def embed(self, ids: Tensor) -> Tensor:
-        return self.module.get_input_embeddings()(ids).detach()  # type: ignore[no-any-return]
+        return self.module.get_input_embeddings()(ids).detach()
 
     def logits(self, last_TD: Tensor) -> Tensor:
         logits = F.linear(last_TD, self._weight, self._bias)

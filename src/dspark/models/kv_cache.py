@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dspark.models.layers import grouped_attention
+
 
 class KVCache:
     """Fixed memory for keys and values: ``slots`` requests of up to ``max_len`` positions.
@@ -76,7 +78,9 @@ class Rows:
     slots_T: Tensor
 
     @classmethod
-    def build(cls, requests: list[tuple[int, int, list[int]]], device: str = "cpu") -> Rows:
+    def build(
+        cls, requests: list[tuple[int, int, list[int]]], device: torch.device | str = "cpu"
+    ) -> Rows:
         """From (slot, first position, token ids) of each request."""
         ids = [i for _, _, tokens in requests for i in tokens]
         positions = [p for _, first, tokens in requests for p in range(first, first + len(tokens))]
@@ -172,28 +176,52 @@ class CachedAttention:
 class PackedAttention:
     """Causal attention inside each of several whole sequences laid end to end; nothing is kept.
 
+    Queries go in blocks, so that keys after a block are never touched.
+
     Args:
         lengths: tokens of each sequence, in row order.
         windows, scale: as in :class:`CachedAttention`.
+        block: queries handled at once; bounds the score matrix.
     """
 
-    def __init__(self, lengths: list[int], windows: tuple[int | None, ...], scale: float) -> None:
-        self.lengths, self.windows, self.scale = lengths, windows, scale
+    def __init__(
+        self,
+        lengths: list[int],
+        windows: tuple[int | None, ...],
+        scale: float,
+        block: int = 256,
+    ) -> None:
+        self.lengths, self.windows, self.scale, self.block = lengths, windows, scale, block
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def __call__(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
         """Attend within each sequence; returns [T, heads · P]."""
-        outs, window = [], self.windows[layer]
-        groups = q_THP.shape[1] // k_THP.shape[1]
-        parts = [x.split(self.lengths) for x in (q_THP, k_THP, v_THP)]
-        for q, k, v in zip(*parts, strict=True):
-            q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-            mask = _window_mask(q.shape[2], window, q) if window is not None else None
-            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-            out = F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, scale=self.scale
-            )
-            outs.append(out[0].transpose(0, 1).flatten(1))
+        window, start, outs = self.windows[layer], 0, []
+        for length in self.lengths:
+            for first in range(0, length, self.block):
+                last = min(first + self.block, length)
+                low = 0 if window is None else max(0, first - window + 1)
+                keys = slice(start + low, start + last)
+                mask = self._mask(first - low, last - first, window, q_THP)
+                rows = slice(start + first, start + last)
+                outs.append(
+                    grouped_attention(q_THP[rows], k_THP[keys], v_THP[keys], mask, self.scale)
+                )
+            start += length
         return torch.cat(outs)
+
+    def _mask(self, before: int, rows: int, window: int | None, like: Tensor) -> Tensor:
+        """Additive [rows, before + rows]: row i sees keys up to before + i, within the window."""
+        key = (before, rows, window)
+        if key not in self._masks:
+            at = torch.arange(before, before + rows, device=like.device)[:, None]
+            place = torch.arange(before + rows, device=like.device)
+            seen = place <= at
+            if window is not None:
+                seen = seen & (place > at - window)
+            mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+            self._masks[key] = mask.masked_fill_(~seen, float("-inf"))
+        return self._masks[key]
 
 
 def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -204,13 +232,6 @@ def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device | st
     raw = torch.from_numpy(np.zeros(size + 64, dtype=np.uint8))
     start = -raw.data_ptr() % 64  # aligned as torch's own memory is
     return raw[start : start + size].view(dtype).view(shape)
-
-
-def _window_mask(length: int, window: int, like: Tensor) -> Tensor:
-    place = torch.arange(length, device=like.device)
-    seen = (place[None] <= place[:, None]) & (place[None] > place[:, None] - window)
-    mask = torch.zeros(length, length, dtype=like.dtype, device=like.device)
-    return mask.masked_fill_(~seen, float("-inf"))
 
 
 def _split(rows: Rows, most: int = 4096) -> list[_Part]:

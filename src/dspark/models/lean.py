@@ -10,6 +10,7 @@ Suffixes: T packed rows, D hidden, H heads, P head_dim, M taps x D.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from dspark.models.layers import PackedLinear, RMSNorm, rotary, rotate
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-def _norm(module: nn.Module, spec: TargetSpec) -> RMSNorm:
+def _norm(module: Any, spec: TargetSpec) -> RMSNorm:
     weight = module.weight.detach()
     if spec.norm_offset:  # 1 + w in bfloat16 would lose w's low bits
         weight = weight.float() + spec.norm_offset
@@ -34,7 +35,7 @@ def _apply_norm(norm: RMSNorm, x: Tensor) -> Tensor:
     return norm(x.float()).to(x.dtype)
 
 
-def _fuse(*linears: nn.Linear) -> PackedLinear:
+def _fuse(*linears: Any) -> PackedLinear:
     """Several projections of one input as one product."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias for linear in linears]
@@ -45,7 +46,7 @@ def _fuse(*linears: nn.Linear) -> PackedLinear:
 class LeanLayer(nn.Module):
     """One decoder layer, built from the matching Hugging Face layer."""
 
-    def __init__(self, layer: nn.Module, spec: TargetSpec) -> None:
+    def __init__(self, layer: Any, spec: TargetSpec) -> None:
         super().__init__()
         self.spec = spec
         attention, mlp = layer.self_attn, layer.mlp
@@ -103,7 +104,7 @@ class LeanModel(nn.Module):
         spec: the target's facts; ``spec.is_lean`` must hold.
     """
 
-    def __init__(self, module: nn.Module, spec: TargetSpec) -> None:
+    def __init__(self, module: Any, spec: TargetSpec) -> None:
         super().__init__()
         self.spec = spec
         self.embedding = module.embed_tokens.weight.detach()

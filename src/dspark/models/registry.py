@@ -7,10 +7,7 @@ from dspark.models.dflash import DFlashDrafter
 from dspark.models.drafter import Drafter, DrafterConfig
 from dspark.models.dspark import DSparkDrafter
 
-DRAFTERS: dict[str, type[Drafter]] = {
-    cls.kind: cls
-    for cls in (DSparkDrafter, DFlashDrafter)  # type: ignore[type-abstract]
-}
+DRAFTERS: dict[str, type[Drafter]] = {cls.kind: cls for cls in (DSparkDrafter, DFlashDrafter)}
 
 
 def make_drafter(config: DrafterConfig) -> Drafter:

@@ -137,7 +137,7 @@ class LeanTarget(Target):
         spec: TargetSpec,
         tokenizer: Any,
         stop_ids: frozenset[int],
-        module: torch.nn.Module,
+        module: Any,
     ) -> None:
         super().__init__(name, spec, tokenizer, stop_ids)
         head = module.get_output_embeddings().weight.detach()
@@ -181,9 +181,7 @@ class LeanTarget(Target):
         ids_T = torch.cat([torch.as_tensor(s, dtype=torch.long) for s in sequences])
         positions_T = torch.cat([torch.arange(n) for n in lengths])
         attend = PackedAttention(lengths, self.spec.layer_windows, self.spec.attention_scale)
-        last, taps = self.model(
-            ids_T.to(self.device), positions_T.to(self.device), attend, tap_ids
-        )
+        last, taps = self.model(ids_T.to(self.device), positions_T.to(self.device), attend, tap_ids)
         assert taps is not None
         return last, taps
 
@@ -246,7 +244,7 @@ def load_module(name: str | Path, dtype: str, device: str = "cpu") -> tuple[Any,
     except Exception as error:  # transformers, safetensors and the hub raise many kinds
         raise CheckpointError(
             f"Cannot load the target {name}",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
             fix="Give a known name (smollm2-135m), a folder with config.json, safetensors and "
             "tokenizer, or a Hugging Face id",
         ) from error
@@ -264,7 +262,8 @@ def find_stop_ids(module: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer: the tokenizer's and the generation config's."""
     found: set[int] = set()
     generation = getattr(module, "generation_config", None)
-    for ids in (getattr(tokenizer, "eos_token_id", None), getattr(generation, "eos_token_id", None)):
+    for source in (tokenizer, generation):
+        ids = getattr(source, "eos_token_id", None)
         if ids is not None:
             found.update([ids] if isinstance(ids, int) else ids)
     return frozenset(found)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from dspark.errors import ConfigError, DataError
+from dspark.artifacts import atomic_write_bytes
+from dspark.errors import ConfigError
 
 PLAIN, DRAFTED, OTHER = "#8a8f98", "#2f7d4f", "#b9bdc4"
 
@@ -20,9 +22,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(
-            "Pictures need matplotlib", fix="pip install 'dspark[report]'"
-        ) from error
+        raise ConfigError("Pictures need matplotlib", fix="pip install 'dspark[report]'") from error
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     speeds, domains, slots = figure.subplots(1, 3)
     _speeds(speeds, result)
@@ -34,13 +34,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         f"{result['identical_texts']:.0%} of texts identical",
         fontsize=10,
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {path}", found=error.strerror, fix="Choose another place"
-        ) from error
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    atomic_write_bytes(path, picture.getvalue())
 
 
 def _tidy(axes: Any, title: str, label: str) -> None:

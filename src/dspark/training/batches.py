@@ -108,12 +108,12 @@ def make_batch(
         parts.append((anchors, ids[anchors], labels_AK, valid_AK, teacher_AK))
     if not parts:
         return None
-    anchors, anchor_ids, labels, valid, teacher = zip(*parts, strict=True)
+    chosen, anchor_ids, labels, valid, teacher = zip(*parts, strict=True)
     rows = list(zip(kept, teacher, strict=True))
     return AnchorBatch(
         lengths=[len(s.taps_TM) for s in kept],
         taps_TM=torch.cat([s.taps_TM for s in kept]),
-        anchors=[torch.from_numpy(a) for a in anchors],
+        anchors=[torch.from_numpy(a) for a in chosen],
         anchor_ids_A=torch.from_numpy(np.concatenate(anchor_ids)),
         labels_AK=torch.from_numpy(np.concatenate(labels)),
         label_valid_AK=torch.from_numpy(np.concatenate(valid)),

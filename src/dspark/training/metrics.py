@@ -9,7 +9,9 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from dspark.maths.losses import DraftLoss
@@ -51,7 +53,7 @@ class Meter:
         self.sums["length"] += length
         self.sums["blocks"] += blocks
         valid = label_valid_AK.float()
-        accepted, count = (loss.overlap_AK * valid).sum(0), valid.sum(0)
+        accepted, count = (loss.overlap_AK * valid).sum(0).cpu(), valid.sum(0).cpu()
         if self.position_sum is None or self.position_count is None:
             self.position_sum, self.position_count = accepted, count
         else:
@@ -60,9 +62,36 @@ class Meter:
                 self.position_count + count,
             )
 
+    def leave_out(self, seconds: float) -> None:
+        """Take time that went into something else off the clock."""
+        self.started += seconds
+
+    def state(self) -> dict[str, Any]:
+        """Plain values from which :meth:`restored` makes the same meter."""
+        tensors = {"position_sum": self.position_sum, "position_count": self.position_count}
+        return {
+            "sums": dict(self.sums),
+            "steps": self.steps,
+            "anchors": self.anchors,
+            "seconds": time.perf_counter() - self.started,
+        } | {name: None if x is None else x.tolist() for name, x in tensors.items()}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Meter:
+        """A meter that goes on where :meth:`state` was taken."""
+        meter = cls()
+        meter.sums.update(state["sums"])
+        meter.steps, meter.anchors = state["steps"], state["anchors"]
+        meter.started -= state["seconds"]
+        if state["position_sum"] is not None:
+            meter.position_sum = torch.tensor(state["position_sum"])
+            meter.position_count = torch.tensor(state["position_count"])
+        return meter
+
     def summary(self) -> dict[str, float | list[float]]:
         """Means since the start; ``anchors_per_s`` over wall-clock time."""
-        assert self.position_sum is not None and self.position_count is not None
+        assert self.position_sum is not None
+        assert self.position_count is not None
         seconds = max(time.perf_counter() - self.started, 1e-9)
         out: dict[str, float | list[float]] = {
             name: round(self.sums[name] / self.steps, 5) for name in ("loss", "ce", "tv", "bce")

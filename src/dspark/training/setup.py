@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from dspark.config import DrafterSection, TrainConfig
@@ -60,7 +61,7 @@ def load_data(config: TrainConfig, target: Target) -> tuple[list[Response], list
             found=f"{len(responses)} answers, {len(held_out)} of them held out",
             fix="Make more with `dspark regenerate`, or lower data.held_out_share",
         )
-    highest = max(int(r.prompt_ids.max()) for r in responses)
+    highest = max(int(max(r.prompt_ids.max(), r.response_ids.max())) for r in responses)
     if highest >= target.spec.vocab_size:
         raise DataError(
             "The answers belong to another target",
@@ -79,7 +80,7 @@ def unused_token(responses: list[Response], target: Target, wanted: int | None) 
     size = target.spec.vocab_size
     seen = token_frequencies(responses, size)
     for response in responses:
-        seen[response.prompt_ids] += 1
+        np.add.at(seen, response.prompt_ids, 1)
     if wanted is not None:
         if wanted < size and seen[wanted]:
             raise ConfigError(
@@ -101,9 +102,9 @@ def unused_token(responses: list[Response], target: Target, wanted: int | None) 
 
 
 def drafter_config(
-    section: DrafterSection, target: Target, train: list[Response], anchors: int
+    section: DrafterSection, target: Target, texts: list[Response], anchors: int
 ) -> DrafterConfig:
-    """The drafter's full configuration for this target."""
+    """The drafter's full configuration for this target; MASK must not occur in ``texts``."""
     spec = target.spec
     taps = section.target_layer_ids
     vocab = section.draft_vocab_size if section.draft_vocab_size < spec.vocab_size else 0
@@ -113,7 +114,7 @@ def drafter_config(
         vocab_size=spec.vocab_size,
         num_target_layers=spec.num_layers,
         target_layer_ids=default_tap_ids(spec.num_layers) if taps is None else tuple(taps),
-        mask_token_id=unused_token(train, target, section.mask_token_id),
+        mask_token_id=unused_token(texts, target, section.mask_token_id),
         block_size=section.block_size,
         num_layers=section.num_layers,
         intermediate_size=section.intermediate_size or spec.intermediate_size,
@@ -129,14 +130,17 @@ def drafter_config(
 
 
 def build_drafter(
-    config: TrainConfig, target: Target, train: list[Response]
+    config: TrainConfig, target: Target, train: list[Response], held_out: list[Response]
 ) -> tuple[Drafter, float]:
     """A fresh drafter bound to its target, and the coverage of its draft vocabulary (0 to 1).
+
+    The draft vocabulary comes from the training answers alone; MASK must occur in no text.
 
     Raises:
         IncompatibleDrafterError: for tap ids or a mask that the target does not have.
     """
-    shape = drafter_config(config.drafter, target, train, config.run.anchors_per_sequence)
+    texts = [*train, *held_out]
+    shape = drafter_config(config.drafter, target, texts, config.run.anchors_per_sequence)
     check_fits(shape, target.spec, target.stop_ids)
     torch.manual_seed(config.run.seed)
     drafter = make_drafter(replace(shape))

@@ -6,6 +6,8 @@ Tensors lie in safetensors files, everything else in JSON; nothing is pickled.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dspark.artifacts import atomic_folder
+from dspark.artifacts import atomic_folder, recover_folder
 from dspark.errors import CheckpointError
 
 FOLDER = "state"
@@ -62,27 +64,56 @@ def save_snapshot(
         (stage / "counters.json").write_text(json.dumps(counters), encoding="utf-8")
 
 
-def load_snapshot(
-    out: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]
-) -> dict[str, Any] | None:
-    """Restore a run's state in place; None when ``out`` holds none.
+def read_counters(out: Path) -> dict[str, Any] | None:
+    """What a run's state counts, or None when ``out`` holds no state.
+
+    A state that a kill caught in the middle of being replaced is put back first.
 
     Raises:
-        CheckpointError: when it is damaged or belongs to another model shape.
+        CheckpointError: when it is damaged.
     """
     folder = out / FOLDER
+    recover_folder(folder)
     if not folder.exists():
         return None
-    try:
-        counters: dict[str, Any] = json.loads((folder / "counters.json").read_text("utf-8"))
+    with reading(out):
+        counters = json.loads((folder / "counters.json").read_text(encoding="utf-8"))
+        if not isinstance(counters, dict):
+            raise ValueError("counters.json holds no fields")
+    return counters
+
+
+def load_snapshot(out: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer]) -> None:
+    """Restore weights and moments in place.
+
+    Raises:
+        CheckpointError: when they are damaged or belong to another model shape.
+    """
+    folder = out / FOLDER
+    with reading(out):
         model.load_state_dict(load_file(folder / "model.safetensors"))
         moments = load_file(folder / "optimiser.safetensors")
         for number, optimiser in enumerate(optimisers):
             _unpack(optimiser, moments, f"o{number}")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+
+
+@contextmanager
+def reading(out: Path) -> Iterator[None]:
+    """Word what can go wrong while the state below ``out`` is read."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        text = str(error) or "no text"
         raise CheckpointError(
-            f"Cannot resume from {folder}",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}",
-            fix="Use the configuration it was started with, or another `out` folder",
+            f"Cannot resume from {out / FOLDER}",
+            found=f"{type(error).__name__}: {text.splitlines()[0][:160]}",
+            fix="Put back a whole copy, or delete the folder to start anew",
         ) from error
-    return counters

@@ -21,7 +21,7 @@ class SequenceStates:
     """What training needs of the target for one sequence.
 
     Attributes:
-        taps_TM: taps of all positions but the last, in the target's dtype.
+        taps_TM: taps of all positions, in the target's dtype.
         last_TD: final-normed states of the answer's positions only (``first`` onwards).
         log_norm_T: logsumexp of the full-vocabulary logits at the same positions, float32.
         first: position of the answer's first token.
@@ -34,7 +34,7 @@ class SequenceStates:
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """Memory held by states, in bytes; the normalisers beside them weigh next to nothing."""
         return sum(t.numel() * t.element_size() for t in (self.taps_TM, self.last_TD))
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,11 +20,18 @@ from typing import Any
 
 import torch
 
-from dspark.artifacts import append_jsonl, provenance, repair_jsonl
+from dspark.artifacts import (
+    append_jsonl,
+    atomic_write_text,
+    provenance,
+    read_jsonl,
+    repair_jsonl,
+    write_error,
+)
 from dspark.config import TrainConfig
 from dspark.data.files import find_data
-from dspark.data.responses import Response
-from dspark.errors import ConfigError
+from dspark.data.responses import Response, token_frequencies
+from dspark.errors import CheckpointError, ConfigError
 from dspark.maths.losses import LossWeights
 from dspark.models.checkpoint import save_drafter
 from dspark.models.drafter import Drafter
@@ -31,11 +41,14 @@ from dspark.training.batches import Visit, make_batch, visits
 from dspark.training.metrics import Meter, PhaseTimer
 from dspark.training.optimisation import lr_share, make_optimisers
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype
-from dspark.training.snapshot import load_snapshot, save_snapshot
+from dspark.training.snapshot import load_snapshot, read_counters, reading, save_snapshot
 from dspark.training.states import StateCache, bytes_per_sequence
 
 HELD_OUT_SEQUENCES = 96
 LOG = "train_log.jsonl"
+# Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
+FREE = {"minutes", "steps", "threads", "cache_gib", "log_every"}
+FREE |= {"checkpoint_every_minutes", "eval_every_minutes"}
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -69,7 +82,7 @@ class Trainer:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.target = target or load_target(config.target, name, device)
         self.train, self.held_out = load_data(config, self.target)
-        self.drafter, self.coverage = build_drafter(config, self.target, self.train)
+        self.drafter, self.coverage = build_drafter(config, self.target, self.train, self.held_out)
         self.weights = LossWeights(**config.loss.model_dump())
         self.optimisers = make_optimisers(self.drafter, config.optim)
         budget = int(config.run.cache_gib * 2**30)
@@ -117,7 +130,11 @@ class Trainer:
         return min(max(shares), 1.0)
 
     def step(self, visit: Visit) -> None:
-        """One optimiser step."""
+        """One optimiser step.
+
+        Raises:
+            ConfigError: when loss or gradient is no finite number; the weights are as before.
+        """
         batch = self._batch([self.train[i] for i in visit.indices], visit.epoch)
         if batch is None:
             return
@@ -127,9 +144,18 @@ class Trainer:
             loss.total.backward()
         with self.timer.phase("optimiser"):
             parameters = [p for p in self.drafter.parameters() if p.grad is not None]
+            size = float(loss.total.detach())
             if self.config.optim.grad_clip:
-                torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
-            rate = self.config.optim.lr * lr_share(self.progress(), self.config.optim)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.optim.grad_clip)
+                size += float(norm)
+            if not math.isfinite(size):
+                raise ConfigError(
+                    f"Training fell apart at step {self.counters.step}",
+                    found=f"loss {float(loss.total.detach())}",
+                    fix="Lower optim.lr; the last saved state is whole",
+                )
+            optim = self.config.optim
+            rate = optim.lr * lr_share(self.progress(), self.counters.step, optim)
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = rate
@@ -166,28 +192,60 @@ class Trainer:
     # ---- the run --------------------------------------------------------------------------
 
     def resume(self) -> bool:
-        """Take up the state below ``out`` if there is one."""
-        saved = load_snapshot(self.out, self.drafter, self.optimisers)
+        """Take up the state below ``out`` if there is one.
+
+        Raises:
+            ConfigError: when it belongs to another recipe.
+            CheckpointError: when it is damaged.
+        """
+        saved = read_counters(self.out)
         if saved is None:
+            self._trim_log()
             return False
-        if saved.pop("recipe") != self._recipe():
-            raise ConfigError(
-                f"{self.out} holds a run of another configuration",
-                fix="Give another `out` folder, or delete this one to start anew",
-            )
-        self.counters = Counters(**saved)
-        repair_jsonl(self.out / LOG)
+        with reading(self.out):
+            recipe, meter = saved.pop("recipe"), saved.pop("meter", None)
+            counters = Counters(**saved)
+            self._check_recipe(recipe)
+            self.meter = Meter() if meter is None else Meter.restored(meter)
+        load_snapshot(self.out, self.drafter, self.optimisers)
+        self.drafter.bind(self.target)  # the restored draft vocabulary picks the head's rows
+        if self.drafter.d2t is not None:
+            seen = token_frequencies(self.train, self.target.spec.vocab_size)
+            self.coverage = float(seen[self.drafter.d2t.cpu().numpy()].sum() / seen.sum())
+        self.counters = counters
+        self._trim_log()
         return True
 
     def _recipe(self) -> dict[str, Any]:
-        """What must not change when a run is taken up again; its length and threads may."""
-        recipe = self.config.model_dump(mode="json", exclude={"run", "out"})
+        """What must not change when a run is taken up again."""
+        recipe = self.config.model_dump(mode="json", exclude={"out": True, "run": FREE})
         recipe["mask"] = self.drafter.config.mask_token_id
-        return json.loads(json.dumps(recipe))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(recipe))
+
+    def _check_recipe(self, saved: dict[str, Any]) -> None:
+        mine = dict(_leaves(self._recipe()))
+        for key, theirs in _leaves(saved):
+            if key not in mine or mine[key] != theirs:
+                raise ConfigError(
+                    f"{self.out} holds a run of another recipe",
+                    found=f"{key} was {theirs}, is {mine.get(key)}",
+                    fix="Give another `out` folder, or delete this one to start anew",
+                )
+
+    def _trim_log(self) -> None:
+        """Drop the log lines of steps that a kill threw back and that will be done again."""
+        path = self.out / LOG
+        if not path.exists():
+            return
+        repair_jsonl(path)
+        rows = list(read_jsonl(path))
+        kept = [row for row in rows if row["step"] <= self.counters.step]
+        if len(kept) < len(rows):
+            atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def save(self) -> None:
         """Write the resumable state and the drafter as it stands."""
-        counters = asdict(self.counters) | {"recipe": self._recipe()}
+        counters = asdict(self.counters) | {"recipe": self._recipe(), "meter": self.meter.state()}
         save_snapshot(self.out, self.drafter, self.optimisers, counters)
         self.save_drafter(self.out / "drafter")
 
@@ -212,17 +270,22 @@ class Trainer:
         """Train to the end of the budget; returns the last held-out metrics.
 
         A KeyboardInterrupt saves the state before it goes on its way.
+
+        Raises:
+            CheckpointError: when ``out`` cannot be written; the state before stays.
         """
+        _check_writable(self.out)
         self.resume()
         try:
             self._loop()
         except KeyboardInterrupt:
             self.save()
             raise
-        measured = self.measure_held_out()
-        self._log({"kind": "held_out", **measured})
         self.save()
-        self.save_drafter(self.out / "drafter", measured)
+        measured = self.measure_held_out()
+        if measured:
+            self._log({"kind": "held_out", **measured})
+            self.save_drafter(self.out / "drafter", measured)
         return measured
 
     def _loop(self) -> None:
@@ -231,21 +294,22 @@ class Trainer:
         for visit in self.visits():
             if self.progress() >= 1:
                 return
-            self.step(visit)
-            self.counters.step += 1
-            now = time.perf_counter()
-            self.counters.elapsed_s += now - last
-            last = now
-            if self.counters.step % run.log_every == 0 and self.meter.steps:
-                self._log({"kind": "train", **self.meter.summary()})
-                self.meter = Meter()
+            with hold_interrupt():
+                self.step(visit)
+                self.counters.step += 1
+                now = time.perf_counter()
+                self.counters.elapsed_s += now - last
+                if self.counters.step % run.log_every == 0 and self.meter.steps:
+                    self._log({"kind": "train", **self.meter.summary()})
+                    self.meter = Meter()
             if now - last_eval > 60 * run.eval_every_minutes and self.held_out:
                 self._log({"kind": "held_out", **self.measure_held_out()})
-                last_eval = last = time.perf_counter()
-                self.meter = Meter()
+                last_eval = time.perf_counter()
             if now - last_save > 60 * run.checkpoint_every_minutes:
                 self.save()
-                last_save = last = time.perf_counter()
+                last_save = time.perf_counter()
+            last = time.perf_counter()
+            self.meter.leave_out(last - now)
 
     def _log(self, record: dict[str, Any]) -> None:
         minutes = self.counters.elapsed_s / 60
@@ -255,9 +319,54 @@ class Trainer:
             "total_anchors": self.counters.anchors,
             "progress": round(self.progress(), 4),
         }
-        self.out.mkdir(parents=True, exist_ok=True)
         append_jsonl(self.out / LOG, [record])
         self.report(record)
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the work rather than after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise write_error(folder, error, CheckpointError) from error
+
+
+@contextlib.contextmanager
+def hold_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block, so that no step is half done; a second does not.
+
+    Does nothing outside the main thread or where Ctrl-C has another meaning.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came: list[bool] = []
+
+    def note(*_: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(True)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

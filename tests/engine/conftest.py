@@ -1,0 +1,33 @@
+"""Tiny targets of every family, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dspark.models.drafter import Drafter
+from dspark.models.target import Target, load_target
+from fakes import FAMILIES, tiny_target_folder
+from scripted import random_drafter
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("targets")
+    return {family: tiny_target_folder(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def targets(folders: dict[str, Path]) -> dict[str, Target]:
+    return {family: load_target(folder, "float32") for family, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def target(targets: dict[str, Target]) -> Target:
+    return targets["llama"]
+
+
+@pytest.fixture(scope="session")
+def drafter(target: Target) -> Drafter:
+    return random_drafter(target)

@@ -1,0 +1,303 @@
+"""Slots and queue under any order of operations, and every way a text can be cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark.core import (
+    Batch,
+    FinishReason,
+    Request,
+    RoundRecord,
+    SamplingParams,
+    TokenKind,
+    Verdict,
+    VerifyPlan,
+)
+from dspark.engine.queue import RequestQueue
+from dspark.engine.slots import SlotPool
+
+STOP = 2
+A, D, P = TokenKind.ACCEPTED, TokenKind.DRAWN, TokenKind.PLAIN
+
+
+def make(number: int = 1, prompt: int = 3, **params: Any) -> Request:
+    return Request(number, [7] * prompt, SamplingParams(**params))
+
+
+def draft(*rows: list[int]) -> Any:
+    """A DraftBlock's ids without torch."""
+    return SimpleNamespace(draft_ids_RK=SimpleNamespace(tolist=lambda: [list(r) for r in rows]))
+
+
+def start(queue: RequestQueue, *requests: Request, token: int = 9) -> None:
+    """Admit and prefill requests."""
+    for request in requests:
+        queue.submit(request)
+    batch = queue.next_batch()
+    assert batch.prefill == list(requests)
+    decode = len(batch.decode)
+    plain = [9] * decode
+    first = [token] * len(batch.prefill)
+    queue.commit(batch, None, VerifyPlan((0,) * decode), Verdict([0] * decode, plain, first))
+
+
+def one_round(
+    queue: RequestQueue, ids: list[int], accepted: int, next_id: int, verified: int | None = None
+) -> Any:
+    """Commit one round of a queue with one request."""
+    batch = queue.next_batch()
+    assert not batch.prefill
+    length = len(ids) if verified is None else verified
+    [output] = queue.commit(
+        batch, draft(ids), VerifyPlan((length,)), Verdict([accepted], [next_id])
+    )
+    return output
+
+
+def test_slots_are_the_lowest_free_ones() -> None:
+    pool = SlotPool(3)
+    assert [pool.acquire(), pool.acquire(), pool.acquire()] == [0, 1, 2]
+    pool.release(1)
+    pool.release(0)
+    assert (len(pool), pool.acquire(), pool.acquire(), len(pool)) == (2, 0, 1, 0)
+
+
+def test_slots_are_given_back_once() -> None:
+    pool = SlotPool(1)
+    with pytest.raises(AssertionError):
+        pool.release(0)
+    pool.acquire()
+    with pytest.raises(AssertionError):
+        pool.acquire()
+
+
+def test_admission_in_order_within_slots_and_rows() -> None:
+    queue = RequestQueue(slots=3, max_len=100, prefill_rows=10)
+    requests = [make(i, prompt) for i, prompt in enumerate([20, 4, 6, 1, 1])]
+    for request in requests:
+        queue.submit(request)
+    admitted = []
+    for _ in range(4):
+        batch = queue.next_batch()
+        admitted.append([request.id for request in batch.prefill])
+        size = len(batch.decode)
+        first = [8] * len(batch.prefill)
+        verdict = Verdict([0] * size, [8] * size, first)
+        queue.commit(batch, None, VerifyPlan((0,) * size), verdict)
+        if len(admitted) == 2:
+            queue.cancel(requests[1])
+    assert admitted == [[0], [1, 2], [3], []]  # too many rows on its own; two fit; a free slot
+    assert (requests[3].slot, queue.waiting) == (1, 1)
+
+
+def test_a_batch_that_was_not_committed_comes_again() -> None:
+    queue = RequestQueue(slots=2, max_len=100)
+    first, second = make(1), make(2)
+    queue.submit(first)
+    assert queue.next_batch() == Batch([first], [])
+    queue.submit(second)
+    assert queue.next_batch() == Batch([first, second], [])
+
+
+def test_round_commits_accepted_drafts_and_the_drawn_token() -> None:
+    queue = RequestQueue(1, 100, [STOP])
+    request = make()
+    start(queue, request)
+    output = one_round(queue, [4, 5, 6], 2, 8)
+    assert (output.token_ids, output.kinds) == ([4, 5, 8], [A, A, D])
+    assert request.output_ids == [9, 4, 5, 8]
+    assert request.rounds == [RoundRecord(3, 3, 2, 3)]
+    assert (request.round, request.finish, output.finished) == (1, None, False)
+
+
+def test_plain_round_has_a_plain_token() -> None:
+    queue = RequestQueue(1, 100)
+    request = make()
+    start(queue, request)
+    assert one_round(queue, [4, 5], 0, 8, verified=0).kinds == [P]
+    assert request.rounds == [RoundRecord(2, 0, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "accepted", "next_id", "text", "record"),
+    [
+        ([4, STOP, 6], 3, 8, [4, STOP], RoundRecord(3, 3, 2, 2, True)),  # and no bonus
+        ([STOP, 4, STOP], 3, 8, [STOP], RoundRecord(3, 3, 1, 1, True)),
+        ([4, STOP, 6], 1, 8, [4, 8], RoundRecord(3, 3, 1, 2, False)),  # the stop was rejected
+        ([4, 5, 6], 1, STOP, [4, STOP], RoundRecord(3, 3, 1, 2, True)),
+        ([4, 5, STOP], 3, STOP, [4, 5, STOP], RoundRecord(3, 3, 3, 3, True)),
+    ],
+)
+def test_stop_tokens(
+    ids: list[int], accepted: int, next_id: int, text: list[int], record: RoundRecord
+) -> None:
+    queue = RequestQueue(1, 100, [STOP])
+    request = make()
+    start(queue, request)
+    output = one_round(queue, ids, accepted, next_id)
+    assert output.token_ids == text
+    assert len(output.kinds) == len(text)
+    assert request.rounds == [record]
+    assert output.finished is (STOP in text)
+    assert request.finish is (FinishReason.STOP if STOP in text else None)
+    assert (request.slot is None, bool(queue)) == (STOP in text, STOP not in text)
+
+
+def test_ignored_stop_tokens() -> None:
+    queue = RequestQueue(1, 100, [STOP])
+    request = make(ignore_stop=True)
+    start(queue, request, token=STOP)
+    assert one_round(queue, [STOP, 5], 2, STOP).token_ids == [STOP, 5, STOP]
+    assert request.finish is None
+
+
+@pytest.mark.parametrize("by_params", [True, False])
+@pytest.mark.parametrize(
+    ("room", "accepted", "committed", "finish"),
+    [
+        (1, 3, 1, FinishReason.LENGTH),
+        (3, 3, 3, FinishReason.LENGTH),
+        (4, 3, 4, FinishReason.LENGTH),
+        (5, 3, 4, None),
+        (2, 0, 1, None),
+    ],
+)
+def test_length_limit(
+    by_params: bool, room: int, accepted: int, committed: int, finish: FinishReason | None
+) -> None:
+    limit = 1 + room  # the token after the prompt counts
+    queue = RequestQueue(1, 100 if by_params else 3 + limit, [STOP])
+    request = make(max_new_tokens=limit if by_params else 99)
+    start(queue, request)
+    assert len(one_round(queue, [4, 5, 6], accepted, 8).token_ids) == committed
+    assert request.rounds == [RoundRecord(3, 3, min(accepted, committed), committed)]
+    assert request.finish is finish
+
+
+def test_a_stop_token_as_the_last_allowed_one_is_a_stop() -> None:
+    queue = RequestQueue(1, 100, [STOP])
+    request = make(max_new_tokens=3)
+    start(queue, request)
+    one_round(queue, [4, STOP], 2, 8)
+    assert request.finish is FinishReason.STOP
+
+
+def test_a_stop_token_behind_the_limit_is_none() -> None:
+    queue = RequestQueue(1, 100, [STOP])
+    request = make(max_new_tokens=2)
+    start(queue, request)
+    one_round(queue, [4, STOP], 2, 8)
+    assert (request.finish, request.output_ids) == (FinishReason.LENGTH, [9, 4])
+    assert request.rounds == [RoundRecord(2, 2, 1, 1)]
+
+
+def test_requests_end_at_their_first_token() -> None:
+    queue = RequestQueue(2, 100, [STOP])
+    short, stopped = make(1, max_new_tokens=1), make(2)
+    start(queue, short, stopped, token=STOP)
+    assert (short.finish, stopped.finish) == (FinishReason.STOP, FinishReason.STOP)
+    assert not queue
+    assert short.rounds == []
+
+
+def test_cancel() -> None:
+    queue = RequestQueue(1, 100)
+    running, waiting, finished = make(1), make(2), make(3, max_new_tokens=1)
+    start(queue, finished)
+    queue.submit(running)
+    queue.submit(waiting)
+    queue.next_batch()
+    for request in (running, waiting, finished, running):
+        queue.cancel(request)
+    assert [r.finish for r in (running, waiting, finished)] == [
+        FinishReason.CANCELLED,
+        FinishReason.CANCELLED,
+        FinishReason.LENGTH,
+    ]
+    assert not queue
+    assert len(queue.slots) == 1
+
+
+@given(st.data())
+def test_any_order_of_operations(data: st.DataObject) -> None:
+    slots = data.draw(st.integers(1, 4), "slots")
+    queue = RequestQueue(slots, 12, [STOP], prefill_rows=data.draw(st.integers(1, 12), "rows"))
+    requests: list[Request] = []
+    shadow: dict[int, list[int]] = {}  # what each text should be
+    admitted: list[int] = []
+    for _ in range(data.draw(st.integers(1, 30), "operations")):
+        action = data.draw(st.sampled_from(["submit", "step", "step", "step", "cancel"]))
+        if action == "submit":
+            request = make(
+                len(requests),
+                data.draw(st.integers(1, 11)),
+                max_new_tokens=data.draw(st.integers(1, 9)),
+            )
+            requests.append(request)
+            queue.submit(request)
+        elif action == "cancel" and requests:
+            queue.cancel(data.draw(st.sampled_from(requests)))
+        elif action == "step":
+            batch = queue.next_batch()
+            admitted += [request.id for request in batch.prefill]
+            _random_commit(data, queue, batch, shadow)
+        held = [request.slot for request in requests if request.slot is not None]
+        assert len(held) == len(set(held)) == queue.running == slots - len(queue.slots)
+        assert all(0 <= slot < slots for slot in held)
+    assert admitted == sorted(admitted), "first come, first served"
+    for request in requests:
+        assert request.output_ids == shadow.get(request.id, [])
+        limit = min(request.params.max_new_tokens, 12 - len(request.prompt_ids))
+        assert len(request.output_ids) <= limit
+        assert STOP not in request.output_ids[:-1]
+        assert sum(r.committed for r in request.rounds) == max(len(request.output_ids) - 1, 0)
+        if request.finish is FinishReason.LENGTH:
+            assert len(request.output_ids) == limit
+        if request.finish is FinishReason.STOP:
+            assert request.output_ids[-1] == STOP
+
+
+def _random_commit(
+    data: st.DataObject, queue: RequestQueue, batch: Batch, shadow: dict[int, list[int]]
+) -> None:
+    """A verdict of random tokens, among them stop tokens."""
+    token = st.integers(1, 5)
+    K = data.draw(st.integers(0, 4), "K")
+    rows = [data.draw(st.lists(token, min_size=K, max_size=K)) for _ in batch.decode]
+    lengths = tuple(data.draw(st.integers(0, K)) for _ in rows)
+    accepted = [data.draw(st.integers(0, length)) for length in lengths]
+    drawn = [data.draw(token) for _ in rows]
+    first = [data.draw(token) for _ in batch.prefill]
+    assert [r.slot for r in batch.decode] == sorted(r.slot or 0 for r in batch.decode)
+    texts = {request.id: [t] for request, t in zip(batch.prefill, first, strict=True)}
+    for request, ids, n, t in zip(batch.decode, rows, accepted, drawn, strict=True):
+        texts[request.id] = [*ids[:n], t]
+    outputs = queue.commit(
+        batch, draft(*rows) if K else None, VerifyPlan(lengths), Verdict(accepted, drawn, first)
+    )
+    assert [output.request for output in outputs] == [*batch.prefill, *batch.decode]
+    for output in outputs:
+        request = output.request
+        assert len(output.token_ids) == len(output.kinds) >= 1
+        assert output.token_ids == texts[request.id][: len(output.token_ids)]
+        assert output.finished is (request.finish is not None)
+        if not output.finished:
+            assert output.token_ids == texts[request.id]
+        shadow.setdefault(request.id, []).extend(output.token_ids)
+
+
+def test_the_engine_s_bookkeeping_works_without_torch() -> None:
+    code = (
+        "import sys, dspark.engine.queue, dspark.engine.scheduler, dspark.engine.stats\n"
+        "assert not {'torch', 'numpy'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

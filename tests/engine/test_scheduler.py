@@ -1,0 +1,54 @@
+"""Policies by name, and plans that stay inside the cache."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dspark.core import Batch, Request, VerifyPlan
+from dspark.engine.scheduler import Fixed, Off, Scheduler, parse_policy
+from dspark.errors import ConfigError
+
+DRAFTS: Any = SimpleNamespace()
+
+
+def batch(*anchor_positions: int) -> Batch:
+    """Requests with these anchor positions."""
+    return Batch([], [Request(i, [7] * p, output_ids=[8]) for i, p in enumerate(anchor_positions)])
+
+
+@pytest.mark.parametrize(("text", "length"), [("off", 0), ("fixed:1", 1), ("fixed:7", 7)])
+def test_policies_by_name(text: str, length: int) -> None:
+    policy = parse_policy(text, 7)
+    assert (policy.name, policy.draft_len) == (text, length)
+    assert list(policy.plan(batch(3, 4).decode, DRAFTS)) == [length, length]
+
+
+@pytest.mark.parametrize(
+    ("text", "block_size", "words"),
+    [
+        ("fixd:3", 7, r"Unknown policy \(found: fixd:3\). Use off, fixed:K"),
+        ("fixed", 7, "Use off, fixed:K"),
+        ("fixed:-1", 7, "Use off, fixed:K"),
+        ("", 7, "Use off, fixed:K"),
+        ("fixed:0", 7, "block size 7"),
+        ("fixed:8", 7, "block size 7"),
+        ("fixed:3", 0, "needs a drafter"),
+    ],
+)
+def test_mistakes_name_the_choices(text: str, block_size: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_policy(text, block_size)
+
+
+def test_nothing_is_verified_without_drafts() -> None:
+    assert Scheduler(Fixed(4), 100).plan(batch(3, 5), None) == VerifyPlan((0, 0))
+    assert Scheduler(Off(), 100).plan(batch(), None) == VerifyPlan(())
+
+
+def test_plans_stay_inside_the_cache() -> None:
+    plan = Scheduler(Fixed(4), 20).plan(batch(3, 15, 16, 18), DRAFTS)
+    assert plan == VerifyPlan((4, 4, 3, 1))
+    assert plan.batch_tokens == 16

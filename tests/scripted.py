@@ -1,0 +1,187 @@
+"""Models whose behaviour a test decides: a drafter that says what it is told, a target that is a
+table, and drafters with random weights; and a short way to ask an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dspark.core import DraftBlock, Request, SamplingParams
+from dspark.engine.engine import Engine
+from dspark.models.drafter import Drafter, DrafterConfig, default_tap_ids, fit_to_target
+from dspark.models.family import TargetSpec
+from dspark.models.kv_cache import Rows
+from dspark.models.registry import make_drafter
+from dspark.models.target import Target
+
+Say = Callable[[int, int], list[int]]
+
+
+def texts(requests: Sequence[Request]) -> list[list[int]]:
+    """What each request said."""
+    return [request.output_ids for request in requests]
+
+
+def answer(
+    target: Target, drafter: Drafter | None, prompts: Any, params: SamplingParams, **options: Any
+) -> list[list[int]]:
+    """What a fresh engine with these options says to each prompt."""
+    return texts(Engine(target, drafter, **options).generate(prompts, params))
+
+
+def drafter_config(target: Target, block_size: int, **more: Any) -> DrafterConfig:
+    """A small drafter's configuration that fits `target`."""
+    fields: dict[str, Any] = {
+        "kind": "dspark",
+        "hidden_size": 0,
+        "vocab_size": 0,
+        "num_target_layers": 0,
+        "target_layer_ids": default_tap_ids(target.spec.num_layers, 3),
+        "mask_token_id": 4,
+        "block_size": block_size,
+        "num_layers": 1,
+        "intermediate_size": 32,
+        "markov_rank": 8,
+        "confidence_head": True,
+    }
+    return fit_to_target(DrafterConfig(**fields | more), target.spec)
+
+
+def random_drafter(
+    target: Target,
+    block_size: int = 5,
+    *,
+    seed: int = 0,
+    vocabulary: Sequence[int] | None = None,
+    gain: float = 1.0,
+    **more: Any,
+) -> Drafter:
+    """A DSpark drafter with random weights.
+
+    Args:
+        vocabulary: target ids it can say; None for all.
+        gain: factor on the Markov head's weights, which start small.
+    """
+    size = None if vocabulary is None else len(vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drafter = make_drafter(drafter_config(target, block_size, draft_vocab_size=size, **more))
+    if vocabulary is not None:
+        drafter.d2t = torch.tensor(vocabulary)
+    for name, weight in drafter.named_parameters():
+        if "markov" in name:
+            weight.data *= gain
+    return drafter.bind(target).eval().requires_grad_(False)
+
+
+class ScriptedDrafter(Drafter):
+    """Says `say(slot, anchor_pos)` and checks that its context is always what it should be.
+
+    Attributes:
+        taps: by slot, the taps it was given of each position.
+    """
+
+    kind = "scripted"
+
+    def __init__(self, target: Target, say: Say, block_size: int = 5) -> None:
+        super().__init__(drafter_config(target, block_size))
+        self.anything = nn.Parameter(torch.zeros(1))
+        self.say = say
+        self.taps: dict[int, dict[int, Tensor]] = {}
+        self.bind(target)
+
+    def new_cache(self, slots: int, max_len: int) -> None:
+        return None
+
+    def extend(self, cache: Any, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
+        rows = zip(slots_T.tolist(), positions_T.tolist(), taps_TM, strict=True)
+        for slot, position, taps in rows:
+            if position == 0:
+                self.taps[slot] = {}
+            assert position == len(self.taps[slot]), "positions come once, in order"
+            self.taps[slot][position] = taps
+
+    def loss(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+    def draft(
+        self,
+        cache: Any,
+        anchors_R: Sequence[int],
+        anchor_pos_R: Sequence[int],
+        slots_R: Sequence[int],
+        params_R: Sequence[SamplingParams],
+        draws_RK: Any,
+        steps: int | None = None,
+    ) -> DraftBlock:
+        assert all(a < b for a, b in pairwise(slots_R))
+        steps = steps or self.config.block_size
+        rows = []
+        for slot, position in zip(slots_R, anchor_pos_R, strict=True):
+            assert len(self.taps[slot]) == position, "context ends before the anchor"
+            rows.append((self.say(slot, position) + [0] * steps)[:steps])
+        ids_RK = torch.tensor(rows)
+        probs = nn.functional.one_hot(ids_RK, self.config.vocab_size).float()
+        greedy = all(params.temperature == 0 for params in params_R)
+        return DraftBlock(ids_RK, None if greedy else probs)
+
+
+class TableTarget(Target):
+    """A language model whose next token depends on the last three tokens, by a random table.
+
+    It is small enough to enumerate, yet reads its context from a cache as a real one does.
+    """
+
+    ORDER = 3
+
+    def __init__(self, vocab: int = 7, stop_ids: Sequence[int] = (), seed: int = 0) -> None:
+        hidden, layers = 16, 6
+        spec = TargetSpec("table", hidden, layers, 2, 1, 8, 16, vocab, 1e-6, 64)
+        super().__init__("table", spec, None, frozenset(stop_ids))
+        generator = torch.Generator().manual_seed(seed)
+        normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+        self.states_CD = normal(vocab**self.ORDER, hidden)
+        self.taps_LCD = normal(layers, vocab**self.ORDER, hidden)
+        self.head, self.embedding = normal(vocab, hidden) * 0.2, normal(vocab, hidden)
+
+    def context(self, ids: Sequence[int]) -> int:
+        """Row of the table for a text."""
+        padded = [0] * self.ORDER + list(ids)
+        return sum(t * self.spec.vocab_size**i for i, t in enumerate(reversed(padded[-3:])))
+
+    def new_cache(self, slots: int, max_len: int) -> Tensor:
+        return torch.zeros(slots, max_len + self.ORDER, dtype=torch.long)
+
+    def forward(
+        self, rows: Rows, cache: Tensor, tap_ids: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        cache[rows.slots_T, rows.positions_T + self.ORDER] = rows.ids_T
+        contexts_T = torch.zeros_like(rows.ids_T)
+        for i in range(self.ORDER):
+            token_T = cache[rows.slots_T, rows.positions_T + self.ORDER - i]
+            contexts_T += token_T * self.spec.vocab_size**i
+        taps = [self.taps_LCD[layer][contexts_T] for layer in tap_ids]
+        return self.states_CD[contexts_T], torch.cat(taps, -1) if taps else None
+
+    def states(
+        self, sequences: Sequence[Sequence[int]], tap_ids: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.embedding[ids]
+
+    def logits(self, last_TD: Tensor) -> Tensor:
+        return last_TD @ self.head.T
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.head
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        return self.embedding

@@ -1,0 +1,46 @@
+"""A tiny target, answers of its own and a short recipe: a whole training run in a second or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dspark.config import TrainConfig
+from fakes import tiny_target_folder, write_responses
+
+
+def tiny_home(
+    path: Path, family: str = "llama", *, count: int = 48, temper: float = 5.0, **target: Any
+) -> Path:
+    """A folder with `target/` and `answers.jsonl`."""
+    folder = tiny_target_folder(path / "target", family, temper=temper, **target)
+    write_responses(
+        path / "answers.jsonl", folder, count=count, samples=2, max_new_tokens=40, temperature=1.0
+    )
+    return path
+
+
+def tiny_recipe(home: Path, out: Path, **sections: Any) -> TrainConfig:
+    """Float32, limited by steps alone; `sections` override keys, as in `run={"steps": 5}`."""
+    base: dict[str, dict[str, Any]] = {
+        "data": {"responses": [str(home / "answers.jsonl")], "held_out_share": 0.2},
+        "drafter": {
+            "block_size": 4,
+            "num_layers": 1,
+            "markov_rank": 16,
+            "draft_vocab_size": 0,
+            "intermediate_size": 96,
+        },
+        "optim": {"lr": 5e-3, "warmup_share": 0.0},
+        "run": {
+            "minutes": None,
+            "steps": 30,
+            "anchors_per_sequence": 16,
+            "sequences_per_step": 8,
+            "dtype": "float32",
+            "log_every": 5,
+        },
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return TrainConfig.model_validate({"target": str(home / "target"), "out": str(out), **base})

@@ -1,0 +1,80 @@
+"""Optimisers cover every weight once; the learning rate follows its schedule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dspark.config import OptimSection
+from dspark.training.optimisation import MIN_WARMUP_STEPS, lr_share, make_optimisers
+
+LATE = 10**6  # a step at which the share of the run alone decides
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6))
+        self.markov_head = nn.Embedding(9, 3)
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_trainable_weight_is_in_one_optimiser(name: str) -> None:
+    model = Model()
+    optimisers = make_optimisers(model, OptimSection(name=name, weight_decay=0.1))
+    held = [p for o in optimisers for g in o.param_groups for p in g["params"]]
+    assert len(held) == len({id(p) for p in held})
+    assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
+    assert all(g["weight_decay"] == 0.1 for o in optimisers for g in o.param_groups)
+
+
+def test_muon_takes_the_hidden_matrices_alone() -> None:
+    model = Model()
+    adamw, muon = make_optimisers(model, OptimSection(name="muon"))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(muon, torch.optim.Muon)
+    assert [p is model.backbone[0].weight for p in muon.param_groups[0]["params"]] == [True]
+    (only,) = make_optimisers(model, OptimSection(name="adamw"))
+    assert isinstance(only, torch.optim.AdamW)
+    assert only.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_without_matrices_muon_is_not_made() -> None:
+    assert len(make_optimisers(nn.LayerNorm(4), OptimSection(name="muon"))) == 1
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedule(schedule: str) -> None:
+    config = OptimSection(schedule=schedule, warmup_share=0.1, final_lr_share=0.2)
+    rising = [lr_share(i / 100, LATE, config) for i in range(11)]
+    falling = [lr_share(i / 100, LATE, config) for i in range(10, 101)]
+    assert 0 < rising[0] < 0.01
+    assert rising[5] == pytest.approx(0.5)
+    assert rising == sorted(rising)
+    assert rising[-1] == pytest.approx(1)
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] == pytest.approx(1.0 if schedule == "constant" else 0.2)
+    middle = {"cosine": 0.6, "linear": 0.6, "constant": 1.0}[schedule]
+    assert lr_share(0.55, LATE, config) == pytest.approx(middle)
+    if schedule == "cosine":  # flat at both ends, unlike the line
+        assert lr_share(0.2, LATE, config) > 0.2 + 0.8 * (1 - 0.1 / 0.9)
+
+
+def test_edges() -> None:
+    assert lr_share(0, 0, OptimSection(warmup_share=0)) == 1
+    assert lr_share(0.5, LATE, OptimSection(warmup_share=1)) == pytest.approx(0.5)
+    assert lr_share(1, LATE, OptimSection(warmup_share=1)) == pytest.approx(1)
+    assert lr_share(1.5, LATE, OptimSection(final_lr_share=0.05)) == pytest.approx(0.05)
+
+
+def test_the_first_steps_warm_up_however_slow_they_are() -> None:
+    """In a run limited by minutes one slow step may take a large share of the time."""
+    config = OptimSection(warmup_share=0.04)
+    rates = [lr_share(0.3, step, config) for step in range(MIN_WARMUP_STEPS)]
+    assert rates[0] <= 1.5 / MIN_WARMUP_STEPS
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(1)
+    # A long run still warms up for its whole share.
+    assert lr_share(0.02, 5000, config) == pytest.approx(0.5)
