@@ -44,3 +44,13 @@ def tiny_recipe(home: Path, out: Path, **sections: Any) -> TrainConfig:
     for name, values in sections.items():
         base[name] = {**base.get(name, {}), **values}
     return TrainConfig.model_validate({"target": str(home / "target"), "out": str(out), **base})
+
+
+def tiny_drafter(home: Path, steps: int = 60, **sections: Any) -> Path:
+    """Train a drafter for the target of `tiny_home`; returns its folder."""
+    from dspark.training.trainer import Trainer
+
+    sections["run"] = {"steps": steps, **sections.get("run", {})}
+    trainer = Trainer(tiny_recipe(home, home / "run", **sections))
+    trainer.run()
+    return trainer.out / "drafter"

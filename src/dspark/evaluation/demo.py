@@ -123,7 +123,7 @@ def run(
             )
     stats = engines["dspark"].stats
     return summary(target, drafter, prompts, params, ways) | {
-        "policy": str(policy or engines["dspark"].policy),
+        "policy": engines["dspark"].policy.name,
         "time_share": {
             "draft": round(stats.draft_s / _seconds(ways, "dspark"), 4),
             "verify": round(stats.verify_s / _seconds(ways, "dspark"), 4),
