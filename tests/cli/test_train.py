@@ -110,12 +110,12 @@ def test_without_tensorboard(run: Run, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_profile(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("--profile", "2")
+    code, out, _ = run("--profile", "--profile-steps", "2")
     assert code == 0
     assert "anchors/s with states in memory" in out
     for phase in ("target states", "forward and loss", "backward", "optimiser"):
         assert phase in out
-    code, out, _ = run("--profile", "2", "--json")
+    code, out, _ = run("--profile", "--profile-steps", "2", "--json")
     assert json.loads(out)["anchors_per_s"] > 0
     assert not (tmp_path / "out").exists()
 
@@ -134,7 +134,7 @@ def test_profile(run: Run, tmp_path: Path) -> None:
         (["--set", "data.max_length=16"], ["max_length 16"]),
         (["--set", "run.minutes=none", "--set", "run.steps=none"], ["the run never ends"]),
         (["--set", "run.dtype=float8"], ["run.dtype"]),
-        (["--profile", "-3"], ["--profile"]),
+        (["--profile-steps", "-3"], ["--profile-steps"]),
     ],
 )
 def test_refusals(run: Run, tmp_path: Path, argv: list[str], words: list[str]) -> None:

@@ -58,7 +58,7 @@ def test_nothing_was_drafted(tmp_path: Path) -> None:
 
 def test_what_was_there_stays_when_it_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(DataError, match="cannot write .*demo.png"):
+    with pytest.raises(DataError, match=r"cannot write .*demo\.png"):
         draw(RESULT, tmp_path / "file" / "demo.png")
     with pytest.raises(DataError, match="cannot write"):
         draw(RESULT, tmp_path)

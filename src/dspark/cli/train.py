@@ -25,13 +25,11 @@ def command(
         typer.Option("--set", help="Override a key of the recipe, as section.key=value."),
     ] = None,
     profile: Annotated[
-        int,
-        typer.Option(
-            "--profile",
-            min=0,
-            help="Run this many steps after a warm-up and print where time goes; 0 trains.",
-        ),
-    ] = 0,
+        bool, typer.Option("--profile", help="Run a few steps and print where their time goes.")
+    ] = False,
+    profile_steps: Annotated[
+        int, typer.Option("--profile-steps", min=1, help="Steps that --profile runs.")
+    ] = 12,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the held-out result as one JSON object.")
     ] = False,
@@ -47,13 +45,13 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set run.minutes=10 \\
             --set out=runs/short
 
-        dspark train --config configs/smollm2-135m-dspark.toml --profile 20
+        dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
     loaded = load_config(config, TrainConfig, set_ or [])
     if profile:
-        from dspark.training.profile import profile_steps
+        from dspark.training import profile as profiling
 
-        _print_profile(profile_steps(loaded, profile), as_json)
+        _print_profile(profiling.profile_steps(loaded, profile_steps), as_json)
         return
     from dspark.training.trainer import run
 

@@ -258,6 +258,11 @@ def rope_theta(config: Any) -> float:
     return float(table.get("rope_theta", 10_000.0)) if isinstance(table, dict) else 10_000.0
 
 
+def portable_name(name: str) -> str:
+    """A target's name without folders of this machine; ids and known names stay."""
+    return Path(name).name if Path(name).is_dir() else name
+
+
 def find_stop_ids(module: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends an answer: the tokenizer's and the generation config's."""
     found: set[int] = set()

@@ -39,15 +39,16 @@ def make_optimisers(model: nn.Module, config: OptimSection) -> list[torch.optim.
 MIN_WARMUP_STEPS = 100
 
 
-def lr_share(progress: float, step: int, config: OptimSection) -> float:
+def lr_share(progress: float, step: int | None, config: OptimSection) -> float:
     """Learning rate as a share of ``config.lr`` at ``progress`` (0 to 1) through the run.
 
-    The warm-up lasts a number of steps too: a slow start of a run that is limited by minutes must
-    not cut it short.
+    In a run limited by minutes (``step`` is given) the warm-up lasts a number of steps too: a slow
+    start must not cut it short.
     """
     warmup = config.warmup_share
-    if warmup and (progress < warmup or step < MIN_WARMUP_STEPS):
-        return max(min(progress / warmup, (step + 1) / MIN_WARMUP_STEPS), 1e-3)
+    started = 1.0 if step is None else (step + 1) / MIN_WARMUP_STEPS
+    if warmup and (progress < warmup or started < 1):
+        return max(min(progress / warmup, started), 1e-3)
     rest = min(max((progress - warmup) / max(1 - warmup, 1e-9), 0.0), 1.0)
     if config.schedule == "constant":
         return 1.0

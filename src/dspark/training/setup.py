@@ -25,7 +25,7 @@ from dspark.models.drafter import (
     fit_to_target,
 )
 from dspark.models.registry import make_drafter
-from dspark.models.target import Target
+from dspark.models.target import Target, portable_name
 
 
 def pick_training_dtype(name: str) -> torch.dtype:
@@ -123,7 +123,7 @@ def drafter_config(
         confidence_head=section.confidence_head,
         draft_vocab_size=vocab or None,
         num_anchors=anchors,
-        target_name=target.name,
+        target_name=portable_name(target.name),
         rope_theta=target.rope_theta,
     )
     return fit_to_target(base, spec)

@@ -36,7 +36,7 @@ from dspark.maths.losses import LossWeights
 from dspark.models.checkpoint import save_drafter
 from dspark.models.drafter import Drafter
 from dspark.models.dspark import AnchorBatch, batch_to
-from dspark.models.target import Target, load_target
+from dspark.models.target import Target, load_target, portable_name
 from dspark.training.batches import Visit, make_batch, visits
 from dspark.training.metrics import Meter, PhaseTimer
 from dspark.training.optimisation import lr_share, make_optimisers
@@ -47,7 +47,7 @@ from dspark.training.states import StateCache, bytes_per_sequence
 HELD_OUT_SEQUENCES = 96
 LOG = "train_log.jsonl"
 # Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
-FREE = {"minutes", "steps", "threads", "cache_gib", "log_every"}
+FREE = {"minutes", "steps", "threads", "log_every"}
 FREE |= {"checkpoint_every_minutes", "eval_every_minutes"}
 Report = Callable[[dict[str, Any]], None]
 
@@ -155,7 +155,9 @@ class Trainer:
                     fix="Lower optim.lr; the last saved state is whole",
                 )
             optim = self.config.optim
-            rate = optim.lr * lr_share(self.progress(), self.counters.step, optim)
+            timed = self.config.run.steps is None
+            step = self.counters.step if timed else None
+            rate = optim.lr * lr_share(self.progress(), step, optim)
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = rate
@@ -256,7 +258,7 @@ class Trainer:
             {"run": self.config.run.seed, "data": self.config.data.seed},
             [find_data(source) for source in self.config.data.responses],
         )
-        record["config"] = self.config.model_dump(mode="json")
+        record["config"] = _portable_config(self.config)
         record["training"] = asdict(self.counters) | {
             "answers": len(self.train),
             "response_tokens": sum(len(r.response_ids) for r in self.train),
@@ -321,6 +323,15 @@ class Trainer:
         }
         append_jsonl(self.out / LOG, [record])
         self.report(record)
+
+
+def _portable_config(config: TrainConfig) -> dict[str, Any]:
+    """The recipe with folders of this machine left out: a drafter is for others too."""
+    fields = config.model_dump(mode="json")
+    fields["target"] = portable_name(config.target)
+    fields["out"] = Path(config.out).name
+    fields["data"]["responses"] = [Path(name).name for name in config.data.responses]
+    return fields
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
