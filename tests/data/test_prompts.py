@@ -187,6 +187,8 @@ def test_spread_takes_turns() -> None:
     assert spread(prompts, 0) == spread([], 3) == []
     with pytest.raises(ConfigError):
         spread(prompts, -1)
+    sets = [Prompt(f"{d}{n}", user("x"), "math", dataset=d) for d in "st" for n in range(3)]
+    assert [p.id for p in spread(sets, 4)] == ["s0", "t0", "s1", "t1"]
 
 
 def test_demo_prompts() -> None:

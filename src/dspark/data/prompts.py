@@ -124,22 +124,22 @@ def load_demo_prompts() -> list[Prompt]:
 
 
 def spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    """The first `n` prompts taken in turn from each domain.
+    """The first `n` prompts taken in turn from each data set of each domain.
 
-    Domains go in order of appearance and prompts within one keep their order; a domain that runs
-    out is passed over. Fewer than `n` prompts give all of them.
+    They go in order of appearance and prompts within one keep their order; one that runs out is
+    passed over. Fewer than `n` prompts give all of them.
 
     Raises:
         ConfigError: `n` is below 0.
     """
     if n < 0:
         raise ConfigError("the number of prompts is out of range", found=n, fix="Use 0 or more")
-    by_domain: dict[str, list[Prompt]] = {}
+    groups: dict[tuple[str, str], list[Prompt]] = {}
     for prompt in prompts:
-        by_domain.setdefault(prompt.domain, []).append(prompt)
+        groups.setdefault((prompt.domain, prompt.dataset), []).append(prompt)
     taken: list[Prompt] = []
-    for turn in range(max(map(len, by_domain.values()), default=0)):
-        taken += [group[turn] for group in by_domain.values() if turn < len(group)]
+    for turn in range(max(map(len, groups.values()), default=0)):
+        taken += [group[turn] for group in groups.values() if turn < len(group)]
         if len(taken) >= n:
             break
     return taken[:n]

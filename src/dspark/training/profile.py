@@ -12,8 +12,9 @@ import torch
 
 from dspark.config import TrainConfig
 from dspark.training.batches import Visit
+from dspark.training.guards import quiet_denormals
 from dspark.training.metrics import PhaseTimer
-from dspark.training.trainer import Trainer, quiet_denormals
+from dspark.training.trainer import Trainer
 
 OPERATIONS = 15
 

@@ -6,11 +6,8 @@ sees is a function of its number, so a run that was killed continues the same cu
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,29 +23,27 @@ from dspark.artifacts import (
     provenance,
     read_jsonl,
     repair_jsonl,
-    write_error,
 )
 from dspark.config import TrainConfig
 from dspark.data.files import find_data
 from dspark.data.responses import Response, token_frequencies
-from dspark.errors import CheckpointError, ConfigError
+from dspark.errors import ConfigError
 from dspark.maths.losses import LossWeights
 from dspark.models.checkpoint import save_drafter
 from dspark.models.drafter import Drafter
 from dspark.models.dspark import AnchorBatch, batch_to
-from dspark.models.target import Target, load_target, portable_name
+from dspark.models.target import Target, load_target
 from dspark.training.batches import Visit, make_batch, visits
+from dspark.training.guards import check_writable, hold_interrupt, quiet_denormals
 from dspark.training.metrics import Meter, PhaseTimer
 from dspark.training.optimisation import lr_share, make_optimisers
+from dspark.training.recipe import check_same, fixed_part, portable
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype
 from dspark.training.snapshot import load_snapshot, read_counters, reading, save_snapshot
 from dspark.training.states import StateCache, bytes_per_sequence
 
 HELD_OUT_SEQUENCES = 96
 LOG = "train_log.jsonl"
-# Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
-FREE = {"minutes", "steps", "threads", "log_every"}
-FREE |= {"checkpoint_every_minutes", "eval_every_minutes"}
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -207,7 +202,7 @@ class Trainer:
         with reading(self.out):
             recipe, meter = saved.pop("recipe"), saved.pop("meter", None)
             counters = Counters(**saved)
-            self._check_recipe(recipe)
+            check_same(recipe, self._recipe(), self.out)
             self.meter = Meter() if meter is None else Meter.restored(meter)
         load_snapshot(self.out, self.drafter, self.optimisers)
         self.drafter.bind(self.target)  # the restored draft vocabulary picks the head's rows
@@ -219,20 +214,7 @@ class Trainer:
         return True
 
     def _recipe(self) -> dict[str, Any]:
-        """What must not change when a run is taken up again."""
-        recipe = self.config.model_dump(mode="json", exclude={"out": True, "run": FREE})
-        recipe["mask"] = self.drafter.config.mask_token_id
-        return json.loads(json.dumps(recipe))
-
-    def _check_recipe(self, saved: dict[str, Any]) -> None:
-        mine = dict(_leaves(self._recipe()))
-        for key, theirs in _leaves(saved):
-            if key not in mine or mine[key] != theirs:
-                raise ConfigError(
-                    f"{self.out} holds a run of another recipe",
-                    found=f"{key} was {theirs}, is {mine.get(key)}",
-                    fix="Give another `out` folder, or delete this one to start anew",
-                )
+        return fixed_part(self.config, self.drafter.config.mask_token_id)
 
     def _trim_log(self) -> None:
         """Drop the log lines of steps that a kill threw back and that will be done again."""
@@ -258,7 +240,7 @@ class Trainer:
             {"run": self.config.run.seed, "data": self.config.data.seed},
             [find_data(source) for source in self.config.data.responses],
         )
-        record["config"] = _portable_config(self.config)
+        record["config"] = portable(self.config)
         record["training"] = asdict(self.counters) | {
             "answers": len(self.train),
             "response_tokens": sum(len(r.response_ids) for r in self.train),
@@ -276,7 +258,7 @@ class Trainer:
         Raises:
             CheckpointError: when ``out`` cannot be written; the state before stays.
         """
-        _check_writable(self.out)
+        check_writable(self.out)
         self.resume()
         try:
             self._loop()
@@ -323,71 +305,6 @@ class Trainer:
         }
         append_jsonl(self.out / LOG, [record])
         self.report(record)
-
-
-def _portable_config(config: TrainConfig) -> dict[str, Any]:
-    """The recipe with folders of this machine left out: a drafter is for others too."""
-    fields = config.model_dump(mode="json")
-    fields["target"] = portable_name(config.target)
-    fields["out"] = Path(config.out).name
-    fields["data"]["responses"] = [Path(name).name for name in config.data.responses]
-    return fields
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested tables."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield above + name, value
-
-
-def _check_writable(folder: Path) -> None:
-    """Fail before the work rather than after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise write_error(folder, error, CheckpointError) from error
-
-
-@contextlib.contextmanager
-def hold_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of the block, so that no step is half done; a second does not.
-
-    Does nothing outside the main thread or where Ctrl-C has another meaning.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    came: list[bool] = []
-
-    def note(*_: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(True)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def quiet_denormals() -> Any:
-    """Flush denormal numbers to zero while training: they slow the processor and carry nothing."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def run(config: TrainConfig, report: Report | None = None) -> tuple[Drafter, dict[str, Any]]:

@@ -1,0 +1,57 @@
+"""The recipe of a run: what must not change when it is taken up again, what others may see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dspark.config import TrainConfig
+from dspark.errors import ConfigError
+from dspark.models.target import portable_name
+
+# Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
+FREE = {"minutes", "steps", "threads", "log_every"}
+FREE |= {"checkpoint_every_minutes", "eval_every_minutes"}
+
+
+def fixed_part(config: TrainConfig, mask_token_id: int) -> dict[str, Any]:
+    """What must not change when a run is taken up again, as plain JSON values."""
+    recipe = config.model_dump(mode="json", exclude={"out": True, "run": FREE})
+    recipe["mask"] = mask_token_id
+    return json.loads(json.dumps(recipe))
+
+
+def check_same(saved: dict[str, Any], mine: dict[str, Any], where: Path) -> None:
+    """Refuse to continue another recipe.
+
+    Raises:
+        ConfigError: naming the first key that differs, with both values.
+    """
+    own = dict(_leaves(mine))
+    for key, theirs in _leaves(saved):
+        if key not in own or own[key] != theirs:
+            raise ConfigError(
+                f"{where} holds a run of another recipe",
+                found=f"{key} was {theirs}, is {own.get(key)}",
+                fix="Give another `out` folder, or delete this one to start anew",
+            )
+
+
+def portable(config: TrainConfig) -> dict[str, Any]:
+    """The recipe with folders of this machine left out: a drafter is for others too."""
+    fields = config.model_dump(mode="json")
+    fields["target"] = portable_name(config.target)
+    fields["out"] = Path(config.out).name
+    fields["data"]["responses"] = [Path(name).name for name in config.data.responses]
+    return fields
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name, value
