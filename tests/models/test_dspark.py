@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dspark.core import DraftBlock, SamplingParams
-from dspark.errors import ConfigError
+from dspark.errors import ConfigError, IncompatibleDrafterError
 from dspark.maths.losses import LossWeights
 from dspark.models.drafter import DrafterConfig, SharedWeights, default_tap_ids, fit_to_target
 from dspark.models.dspark import AnchorBatch, BlockOutputs, DSparkDrafter
@@ -573,3 +573,28 @@ def test_gradients_reach_every_weight() -> None:
     assert idle == []
     assert not drafter.shared.head.requires_grad
     assert isinstance(drafter, DSparkDrafter)
+
+
+def test_an_unpacked_float32_drafter_serves_a_bfloat16_target(tmp_path: Any) -> None:
+    """Drafting in the middle of training: master weights in float32, the target's taps not."""
+    folder = tiny_target_folder(tmp_path, vocab_size=V + 60, hidden=D)
+    target = load_target(folder, "bfloat16")
+    config = fit_to_target(replace(CONFIG, target_layer_ids=(1, 3, 5)), target.spec)
+    drafter = make_drafter(config).eval()
+    drafter.bind(target)
+    cache = drafter.new_cache(1, 16)
+    last, taps = target.states([[5, 6, 7, 8]], config.target_layer_ids)
+    nothing = torch.zeros(0, dtype=torch.long)
+    drafter.extend(cache, taps[:0], nothing, nothing)
+    drafter.extend(cache, taps[:3], torch.zeros(3, dtype=torch.long), torch.arange(3))
+    block = drafter.draft(cache, [8], [3], [0], [GREEDY], None)
+    assert block.draft_ids_RK.shape == (1, K)
+    assert last.dtype == torch.bfloat16
+
+
+def test_a_head_with_a_bias_is_refused(tmp_path: Any) -> None:
+    target = load_target(tiny_target_folder(tmp_path, vocab_size=V + 60, hidden=D), "float32")
+    target.head_bias = torch.ones(target.spec.vocab_size)
+    drafter = make_drafter(fit_to_target(CONFIG, target.spec))
+    with pytest.raises(IncompatibleDrafterError, match="bias"):
+        drafter.bind(target)

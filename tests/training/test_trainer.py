@@ -395,6 +395,7 @@ def test_a_finished_run_can_be_made_longer(make: Make) -> None:
         ({"loss": {"ce": 0.2}}, "loss.ce"),
         ({"run": {"seed": 1}}, "run.seed was 0, is 1"),
         ({"run": {"sequences_per_step": 4}}, "run.sequences_per_step"),
+        ({"run": {"cache_gib": 0.5}}, "run.cache_gib"),
         ({"data": {"max_length": 200}}, "data.max_length"),
     ],
 )

@@ -135,6 +135,12 @@ class Drafter(nn.Module, ABC):
             IncompatibleDrafterError: naming the first value that does not fit, on both sides.
         """
         check_fits(self.config, target.spec, target.stop_ids)
+        if target.head_bias is not None:
+            raise IncompatibleDrafterError(
+                "The target's head has a bias, which drafters here do not share",
+                found=f"target {target.name}",
+                fix="Run it with --drafter none",
+            )
         spec = target.spec
         device = self.device
         embedding = target.embedding_weight.to(device)

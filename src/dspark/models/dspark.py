@@ -150,8 +150,12 @@ class DSparkDrafter(Drafter):
 
     @torch.inference_mode()
     def extend(self, cache: KVCache, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
+        if not len(slots_T):
+            return
         rows_T = slots_T * cache.max_len + positions_T
-        heads = self.backbone.context_heads(self.backbone.context(taps_TM), positions_T)
+        heads = self.backbone.context_heads(
+            self.backbone.context(taps_TM.to(self.backbone.norm.weight.dtype)), positions_T
+        )
         for layer, (keys, values) in enumerate(heads):
             cache.write(layer, rows_T, keys, values)
 
@@ -171,11 +175,12 @@ class DSparkDrafter(Drafter):
         mask = [config.mask_token_id] * (size - 1)
         spans = zip(slots_R, anchor_pos_R, anchors_R, strict=True)
         rows = Rows.build([(s, pos, [a, *mask]) for s, pos, a in spans], device)
+        embedded = self.shared.embed(rows.ids_T).to(self.backbone.norm.weight.dtype)
         windows = (None,) * config.num_layers
         attend = CachedAttention(
             cache, rows, windows, config.head_dim**-0.5, bidirectional_tail=True
         )
-        hidden = self.backbone(self.shared.embed(rows.ids_T), rows.positions_T, attend)
+        hidden = self.backbone(embedded, rows.positions_T, attend)
         hidden_RKD = hidden.view(len(anchors_R), size, -1)[:, :steps]
         anchors = torch.tensor(anchors_R, device=device)
         return self._sample_block(hidden_RKD, anchors, params_R, draws_RK)

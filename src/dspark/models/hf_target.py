@@ -37,7 +37,7 @@ class HFTarget(Target):
         head, scale = module.get_output_embeddings(), spec.logit_scale
         weight, bias = head.weight.detach(), getattr(head, "bias", None)
         self._weight = weight if scale == 1 else weight * scale
-        self._bias = None if bias is None else bias.detach() * scale
+        self.head_bias = None if bias is None else bias.detach() * scale
         self.dtype, self.device = weight.dtype, weight.device
         self._check_head()
 
@@ -112,5 +112,5 @@ class HFTarget(Target):
         return self.module.get_input_embeddings()(ids).detach()
 
     def logits(self, last_TD: Tensor) -> Tensor:
-        logits = F.linear(last_TD, self._weight, self._bias)
+        logits = F.linear(last_TD, self._weight, self.head_bias)
         return softcap(logits, self.spec.logit_softcap)

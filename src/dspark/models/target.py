@@ -35,6 +35,7 @@ class Target(ABC):
         spec: its facts.
         tokenizer: the Hugging Face tokenizer.
         stop_ids: tokens that end an answer.
+        head_bias: [V] added to the logits, where the head has one.
         rope_theta: base of the rotary frequencies; drafters take it over.
         dtype, device: of weights and caches.
     """
@@ -44,6 +45,7 @@ class Target(ABC):
     ) -> None:
         self.name, self.spec, self.tokenizer, self.stop_ids = name, spec, tokenizer, stop_ids
         self.rope_theta = 10_000.0
+        self.head_bias: Tensor | None = None
         self.dtype: torch.dtype = torch.float32
         self.device = torch.device("cpu")
 
