@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -129,6 +129,11 @@ class RunSection(Section):
     log_every: int = Field(10, ge=1, description="optimiser steps between log lines")
     checkpoint_every_minutes: float = Field(5.0, gt=0, description="minutes between checkpoints")
     eval_every_minutes: float = Field(10.0, gt=0, description="minutes between held-out measures")
+    keep_at: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.25, 0.5],
+        description="shares of the budget (0 to 1) after which the drafter is kept aside, in "
+        "`out`/drafter-25 and so on",
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> RunSection:

@@ -125,6 +125,7 @@ class RoundRecord:
         committed: tokens added to the text: accepted ones and, unless a stop or the length
             limit cut it, the correction or bonus token.
         stopped: an accepted or drawn stop token ended the text in this round.
+        confidence: c_k of the drafted slots; empty where the drafter has no confidence head.
     """
 
     drafted: int
@@ -132,6 +133,7 @@ class RoundRecord:
     accepted: int
     committed: int
     stopped: bool = False
+    confidence: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)

@@ -34,7 +34,8 @@ def make(number: int = 1, prompt: int = 3, **params: Any) -> Request:
 
 def draft(*rows: list[int]) -> Any:
     """A DraftBlock's ids without torch."""
-    return SimpleNamespace(draft_ids_RK=SimpleNamespace(tolist=lambda: [list(r) for r in rows]))
+    ids_RK = SimpleNamespace(tolist=lambda: [list(r) for r in rows])
+    return SimpleNamespace(draft_ids_RK=ids_RK, confidence_RK=None)
 
 
 def start(queue: RequestQueue, *requests: Request, token: int = 9) -> None:
@@ -116,6 +117,16 @@ def test_round_commits_accepted_drafts_and_the_drawn_token() -> None:
     assert request.output_ids == [9, 4, 5, 8]
     assert request.rounds == [RoundRecord(3, 3, 2, 3)]
     assert (request.round, request.finish, output.finished) == (1, None, False)
+
+
+def test_a_round_keeps_the_confidences_of_its_slots() -> None:
+    queue = RequestQueue(1, 100)
+    request = make()
+    start(queue, request)
+    drafts = draft([4, 5])
+    drafts.confidence_RK = SimpleNamespace(tolist=lambda: [[0.75, 0.5]])
+    queue.commit(queue.next_batch(), drafts, VerifyPlan((1,)), Verdict([0], [8]))
+    assert request.rounds == [RoundRecord(2, 1, 0, 1, confidence=(0.75, 0.5))]
 
 
 def test_plain_round_has_a_plain_token() -> None:

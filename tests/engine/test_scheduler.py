@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import hypothesis.extra.numpy
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dspark.core import Batch, Request, VerifyPlan
 from dspark.engine.scheduler import Fixed, Off, Scheduler, parse_policy
@@ -36,11 +40,36 @@ def test_policies_by_name(text: str, length: int) -> None:
         ("fixed:0", 7, "block size 7"),
         ("fixed:8", 7, "block size 7"),
         ("fixed:3", 0, "needs a drafter"),
+        ("threshold:1.5", 7, "Use off, fixed:K"),
+        ("threshold:-0.5", 7, "Use off, fixed:K"),
+        ("threshold:0.5", 0, "needs a drafter"),
     ],
 )
 def test_mistakes_name_the_choices(text: str, block_size: int, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_policy(text, block_size)
+
+
+def test_a_threshold_stops_at_the_first_unsure_slot() -> None:
+    policy = parse_policy("threshold:0.5", 3)
+    assert (policy.name, policy.draft_len) == ("threshold:0.5", 3)
+    rows = [[0.9, 0.5, 0.6], [0.9, 0.4, 0.9], [0.1, 0.9, 0.9]]
+    drafts: Any = SimpleNamespace(confidence_RK=np.array(rows))
+    assert list(policy.plan(batch(3, 4, 5).decode, drafts)) == [3, 1, 0]
+
+
+@given(hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(0, 1)), st.data())
+def test_later_confidences_never_matter(sure_K: Any, data: Any) -> None:
+    """Algorithms §8: whether slot k is admitted hangs on confidences up to k alone."""
+    k = data.draw(st.integers(0, 5))
+    other_K = sure_K.copy()
+    other_K[k + 1 :] = data.draw(st.floats(0, 1))
+    policy = parse_policy("threshold:0.5", 6)
+    admitted = [
+        policy.plan(batch(3).decode, cast(Any, SimpleNamespace(confidence_RK=x[None])))[0] > k
+        for x in (sure_K, other_K)
+    ]
+    assert admitted[0] == admitted[1]
 
 
 def test_nothing_is_verified_without_drafts() -> None:

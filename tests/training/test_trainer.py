@@ -500,6 +500,17 @@ def test_saving_and_measuring_leave_the_curve_alone(make: Make, through: Trainer
     assert busy.counters.anchors == through.counters.anchors
 
 
+def test_the_drafter_is_kept_at_shares_of_the_budget(make: Make) -> None:
+    trainer = make(run={"steps": 8, "keep_at": [0.25, 0.5]})
+    trainer.run()
+    steps = {}
+    for name in ("drafter-25", "drafter-50", "drafter"):
+        record = json.loads((trainer.out / name / "provenance.json").read_text())
+        steps[name] = record["training"]["step"]
+    assert steps == {"drafter-25": 2, "drafter-50": 4, "drafter": 8}
+    assert (trainer.out / "drafter-25" / "model.safetensors").exists()
+
+
 def test_provenance_beside_the_drafter(make: Make) -> None:
     trainer = make(run={"steps": 6}, drafter={"draft_vocab_size": 60})
     measured = trainer.run()

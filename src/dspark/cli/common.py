@@ -28,7 +28,11 @@ ThreadsOption = Annotated[
 ]
 PolicyOption = Annotated[
     str | None,
-    typer.Option("--policy", help="How much of a draft to verify: off or fixed:K.", metavar="NAME"),
+    typer.Option(
+        "--policy",
+        help="How much of a draft to verify: off, fixed:K or threshold:P.",
+        metavar="NAME",
+    ),
 ]
 DEFAULT_DRAFTER = "dspark"
 

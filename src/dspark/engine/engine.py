@@ -65,6 +65,11 @@ class Engine:
             policy = f"fixed:{block_size}" if block_size else "off"
         if isinstance(policy, str):
             policy = parse_policy(policy, block_size)
+        if policy.needs_confidence and not (drafter and drafter.config.confidence_head):
+            raise ConfigError(
+                f"Policy {policy.name} needs confidences, and the drafter gives none",
+                fix="Use fixed:K, or a drafter with a confidence head",
+            )
         self.policy = policy
         self.queue = RequestQueue(slots, self.max_len, target.stop_ids)
         self.scheduler = Scheduler(policy, self.max_len)

@@ -114,6 +114,8 @@ class RequestQueue:
         for request, token in zip(batch.prefill, verdict.first_id, strict=True):
             outputs.append(self._extend(request, [token], [TokenKind.PLAIN]))
         drafted = [] if drafts is None else drafts.draft_ids_RK.tolist()
+        sure_RK = None if drafts is None else drafts.confidence_RK
+        confidence = [] if sure_RK is None else sure_RK.tolist()
         for r, request in enumerate(batch.decode):
             ids = drafted[r] if drafted else []
             verified, accepted = plan.verify_len[r], verdict.accepted[r]
@@ -122,7 +124,14 @@ class RequestQueue:
             output = self._extend(request, [*ids[:accepted], verdict.next_id[r]], kinds)
             committed = len(output.token_ids)
             stopped = request.finish is FinishReason.STOP
-            record = RoundRecord(len(ids), verified, min(accepted, committed), committed, stopped)
+            record = RoundRecord(
+                len(ids),
+                verified,
+                min(accepted, committed),
+                committed,
+                stopped,
+                tuple(confidence[r]) if confidence else (),
+            )
             request.rounds.append(record)
             request.round += 1
             outputs.append(output)

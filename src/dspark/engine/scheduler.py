@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dspark.core import Batch, DraftBlock, Request, VerifyPlan
 from dspark.errors import ConfigError
 
-CHOICES = "off, fixed:K with K from 1 to the drafter's block size"
+CHOICES = "off, fixed:K with K from 1 to the drafter's block size, or threshold:P"
 
 
 class Policy(ABC):
@@ -22,10 +22,12 @@ class Policy(ABC):
     Attributes:
         name: as it is written on the command line.
         draft_len: draft tokens to make each round, at most; 0 for plain decoding.
+        needs_confidence: it reads the drafter's confidences.
     """
 
     name: str
     draft_len: int
+    needs_confidence: bool = False
 
     @abstractmethod
     def plan(self, requests: Sequence[Request], drafts: DraftBlock) -> Sequence[int]:
@@ -52,11 +54,30 @@ class Fixed(Policy):
         return [self.draft_len] * len(requests)
 
 
+class Threshold(Policy):
+    """Slots up to the first whose confidence c_k is below a limit (the paper's Figure 5).
+
+    Lossless: c_k does not look at draft token k, so a token's fate hangs on earlier ones alone.
+    """
+
+    needs_confidence = True
+
+    def __init__(self, limit: float, block_size: int) -> None:
+        self.name, self.draft_len, self.limit = f"threshold:{limit:g}", block_size, limit
+
+    def plan(self, requests: Sequence[Request], drafts: DraftBlock) -> Sequence[int]:
+        assert drafts.confidence_RK is not None
+        return [
+            next((k for k, sure in enumerate(sure_K) if sure < self.limit), len(sure_K))
+            for sure_K in drafts.confidence_RK.tolist()
+        ]
+
+
 def parse_policy(text: str, block_size: int) -> Policy:
     """A policy by its name.
 
     Args:
-        text: "off" or "fixed:K".
+        text: "off", "fixed:K" or "threshold:P".
         block_size: draft tokens the drafter can make in a round; 0 without a drafter.
 
     Raises:
@@ -64,11 +85,14 @@ def parse_policy(text: str, block_size: int) -> Policy:
     """
     if text == "off":
         return Off()
-    match = re.fullmatch(r"fixed:(\d+)", text)
-    if match is None:
+    match = re.fullmatch(r"(?:fixed:(\d+)|threshold:(\d*\.?\d+))", text)
+    limit = float(match[2]) if match and match[2] else 0.0
+    if match is None or limit > 1:
         raise ConfigError("Unknown policy", found=text, fix=f"Use {CHOICES}")
     if block_size == 0:
         raise ConfigError(f"Policy {text} needs a drafter", fix="Name one, or use the policy off")
+    if match[2]:
+        return Threshold(limit, block_size)
     length = int(match[1])
     if not 1 <= length <= block_size:
         raise ConfigError(

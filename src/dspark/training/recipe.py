@@ -13,7 +13,7 @@ from dspark.models.target import portable_name
 
 # Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
 FREE = {"minutes", "steps", "threads", "log_every"}
-FREE |= {"checkpoint_every_minutes", "eval_every_minutes"}
+FREE |= {"checkpoint_every_minutes", "eval_every_minutes", "keep_at"}
 
 
 def fixed_part(config: TrainConfig, mask_token_id: int) -> dict[str, Any]:

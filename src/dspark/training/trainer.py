@@ -250,6 +250,13 @@ class Trainer:
         text = json.dumps(record, indent=2) + "\n"
         save_drafter(self.drafter, folder, extra_files={"provenance.json": text})
 
+    def _keep_aside(self) -> None:
+        """Keep the drafter as it stands at the configured shares of the budget."""
+        for share in self.config.run.keep_at:
+            folder = self.out / f"drafter-{round(100 * share)}"
+            if self.progress() >= share and not folder.exists():
+                self.save_drafter(folder)
+
     def run(self) -> dict[str, Any]:
         """Train to the end of the budget; returns the last held-out metrics.
 
@@ -286,6 +293,7 @@ class Trainer:
                 if self.counters.step % run.log_every == 0 and self.meter.steps:
                     self._log({"kind": "train", **self.meter.summary()})
                     self.meter = Meter()
+            self._keep_aside()
             if now - last_eval > 60 * run.eval_every_minutes and self.held_out:
                 self._log({"kind": "held_out", **self.measure_held_out()})
                 last_eval = time.perf_counter()
