@@ -83,6 +83,7 @@ class ScriptedDrafter(Drafter):
 
     Attributes:
         taps: by slot, the taps it was given of each position.
+        text: by slot, the token that it was told stands after each position.
     """
 
     kind = "scripted"
@@ -92,16 +93,26 @@ class ScriptedDrafter(Drafter):
         self.anything = nn.Parameter(torch.zeros(1))
         self.say = say
         self.taps: dict[int, dict[int, Tensor]] = {}
+        self.text: dict[int, list[int]] = {}
         self.bind(target)
 
     def new_cache(self, slots: int, max_len: int) -> None:
         return None
 
-    def extend(self, cache: Any, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
-        rows = zip(slots_T.tolist(), positions_T.tolist(), taps_TM, strict=True)
-        for slot, position, taps in rows:
+    def extend(
+        self,
+        cache: Any,
+        taps_TM: Tensor,
+        slots_T: Tensor,
+        positions_T: Tensor,
+        next_ids_T: Tensor,
+    ) -> None:
+        after = next_ids_T.tolist()
+        rows = zip(slots_T.tolist(), positions_T.tolist(), taps_TM, after, strict=True)
+        for slot, position, taps, next_id in rows:
             if position == 0:
-                self.taps[slot] = {}
+                self.taps[slot], self.text[slot] = {}, []
+            self.text[slot].append(next_id)
             assert position == len(self.taps[slot]), "positions come once, in order"
             self.taps[slot][position] = taps
 
@@ -121,8 +132,9 @@ class ScriptedDrafter(Drafter):
         assert all(a < b for a, b in pairwise(slots_R))
         steps = steps or self.config.block_size
         rows = []
-        for slot, position in zip(slots_R, anchor_pos_R, strict=True):
+        for slot, position, anchor in zip(slots_R, anchor_pos_R, anchors_R, strict=True):
             assert len(self.taps[slot]) == position, "context ends before the anchor"
+            assert self.text[slot][-1] == anchor
             rows.append((self.say(slot, position) + [0] * steps)[:steps])
         ids_RK = torch.tensor(rows)
         probs = nn.functional.one_hot(ids_RK, self.config.vocab_size).float()

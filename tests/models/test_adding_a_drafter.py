@@ -76,7 +76,7 @@ def test_it_remembers_the_position_before_the_anchor(target: Target) -> None:
     taps = torch.randn(9, drafter.taps)
     cache = drafter.new_cache(3, 32)
     slots, positions = torch.tensor([2] * 5 + [0] * 4), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3])
-    drafter.extend(cache, taps, slots, positions)
+    drafter.extend(cache, taps, slots, positions, positions)
     greedy = [SamplingParams()] * 2
     block = drafter.draft(cache, [7, 8], [4, 5], [0, 2], greedy, None, steps=3)
     hidden = drafter.hidden(taps[[8, 4]], torch.tensor([7, 8]))[:, :3]

@@ -106,7 +106,7 @@ def block(drafter: Drafter, target: Target) -> Any:
     _, taps = target.states([list(range(10, 30))], TAPS)
     rows = torch.arange(20)
     cache = drafter.new_cache(1, 32)
-    drafter.extend(cache, taps, torch.zeros_like(rows), rows)
+    drafter.extend(cache, taps, torch.zeros_like(rows), rows, rows)
     draws = torch.full((1, 5), 0.3).numpy()
     return drafter.draft(cache, [9], [20], [0], [SamplingParams(temperature=1.0)], draws)
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import ConfigError, IncompatibleDrafterError
 from dspark.maths.losses import LossWeights
+from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.drafter import DrafterConfig, SharedWeights, default_tap_ids, fit_to_target
-from dspark.models.dspark import AnchorBatch, BlockOutputs, DSparkDrafter
+from dspark.models.dspark import BlockOutputs, DSparkDrafter
 from dspark.models.layers import pack_linears
 from dspark.models.registry import DRAFTERS, make_drafter
 from dspark.models.target import Target, load_target
@@ -133,7 +134,7 @@ def filled(drafter: Any, contexts: Sequence[Tensor], slots: Sequence[int]) -> An
     for context, slot in zip(contexts, slots, strict=True):
         if len(context):
             rows = torch.arange(len(context))
-            drafter.extend(cache, context, torch.full_like(rows, slot), rows)
+            drafter.extend(cache, context, torch.full_like(rows, slot), rows, rows)
     return cache
 
 
@@ -219,7 +220,7 @@ def test_cache_may_be_extended_in_pieces() -> None:
         taps = torch.cat([contexts[r][a:b] for r, a, b in spans])
         at = torch.cat([torch.arange(a, b) for _, a, b in spans])
         where = torch.cat([torch.full((b - a,), slots[r]) for r, a, b in spans])
-        drafter.extend(pieces, taps, where, at)
+        drafter.extend(pieces, taps, where, at, at)
         # A draft in between writes its own rows; the next context rows replace them.
         reached = [contexts[r][:b] for r, _, b in spans]
         draft(drafter, reached, [7, 8], slots=slots, cache=pieces)
@@ -234,7 +235,7 @@ def test_cache_has_room_for_a_block_behind_the_last_position() -> None:
     context, other = normal(16, TAPS * D, seed=1), normal(16, TAPS * D, seed=2)
     cache = drafter.new_cache(2, 16)
     for slot, taps in enumerate([context, other]):
-        drafter.extend(cache, taps, torch.full((16,), slot), torch.arange(16))
+        drafter.extend(cache, taps, torch.full((16,), slot), torch.arange(16), torch.arange(16))
     found = draft(drafter, [context, other], [7, 8], cache=cache)[1]
     near(found, draft(drafter, [context, other], [7, 8])[1])
 
@@ -585,8 +586,8 @@ def test_an_unpacked_float32_drafter_serves_a_bfloat16_target(tmp_path: Any) -> 
     cache = drafter.new_cache(1, 16)
     last, taps = target.states([[5, 6, 7, 8]], config.target_layer_ids)
     nothing = torch.zeros(0, dtype=torch.long)
-    drafter.extend(cache, taps[:0], nothing, nothing)
-    drafter.extend(cache, taps[:3], torch.zeros(3, dtype=torch.long), torch.arange(3))
+    drafter.extend(cache, taps[:0], nothing, nothing, nothing)
+    drafter.extend(cache, taps[:3], torch.zeros(3).long(), torch.arange(3), torch.arange(3))
     block = drafter.draft(cache, [8], [3], [0], [GREEDY], None)
     assert block.draft_ids_RK.shape == (1, K)
     assert last.dtype == torch.bfloat16

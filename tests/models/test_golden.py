@@ -123,7 +123,9 @@ def test_inference_view(golden: Golden, packed: bool) -> None:
     anchor, ids = int(recorded["block_anchor"]), recorded["input_ids"][0]
     cache = drafter.new_cache(1, len(ids))
     rows = torch.arange(anchor)
-    drafter.extend(cache, recorded["taps"][0][:anchor], torch.zeros_like(rows), rows)
+    drafter.extend(
+        cache, recorded["taps"][0][:anchor], torch.zeros_like(rows), rows, ids[1 : anchor + 1]
+    )
     block = drafter.draft(cache, [int(ids[anchor])], [anchor], [0], [SamplingParams()], None)
 
     assert block.draft_ids_RK.tolist() == recorded["block_tokens_greedy"].tolist()

@@ -1,22 +1,17 @@
-"""The order of sequences, and the batches made of them, against a direct computation."""
+"""The order of sequences, as a function of the step number."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark.data.responses import Response
-from dspark.models.dspark import AnchorBatch
-from dspark.training.batches import Visit, make_batch, visits
-from dspark.training.states import SequenceStates
-
-D, M = 3, 5
+from dspark.training.batches import Visit, training_sequences, visits
 
 
 def first_epoch(sizes: list[int], budget: int, per_step: int, passes: int) -> list[Visit]:
@@ -109,85 +104,11 @@ def test_passes_of_a_window_have_fresh_orders_and_numbers() -> None:
     assert not set(found[0].indices) & set(found[3].indices)
 
 
-# ---------------------------------------------------------------------------------------- batches
-
-
-def response(name: str, prompt: int, answer: int, first_id: int = 10) -> Response:
-    ids = np.arange(first_id, first_id + prompt + answer, dtype=np.int32)
-    return Response(name, "math", ids[:prompt], ids[prompt:], 1.0, True)
-
-
-def states(r: Response, tag: float = 0.0) -> SequenceStates:
-    """Rows that tell their position: tap t holds t, last state and normaliser of t hold t too."""
-    place = torch.arange(len(r), dtype=torch.float32)
-    first = len(r.prompt_ids)
-    return SequenceStates(
-        (tag + place)[:, None].expand(-1, M).clone(),
-        (tag + place[first:])[:, None].expand(-1, D).clone(),
-        tag + place[first:],
-        first,
-    )
-
-
-def batch_of(
-    responses: list[Response], *, anchors: int = 4, block: int = 5, epoch: int = 0, seed: int = 0
-) -> AnchorBatch | None:
-    tagged = [states(r, 1000.0 * n) for n, r in enumerate(responses)]
-    return make_batch(
-        responses, tagged, anchors_per_sequence=anchors, block_size=block, seed=seed, epoch=epoch
-    )
-
-
-@pytest.mark.parametrize("anchors", [1, 4, 100])
-@pytest.mark.parametrize("block", [1, 3, 8])
-def test_labels_and_teacher_rows_position_by_position(anchors: int, block: int) -> None:
-    responses = [response("a", 4, 12), response("b", 1, 2, 50), response("c", 7, 30, 100)]
-    batch = batch_of(responses, anchors=anchors, block=block)
-    assert batch is not None
-    assert batch.lengths == [len(r) for r in responses]
-    row = 0
-    for number, (r, places) in enumerate(zip(responses, batch.anchors, strict=True)):
-        ids = [*r.prompt_ids.tolist(), *r.response_ids.tolist()]
-        first, tag = len(r.prompt_ids), 1000.0 * number
-        assert places.tolist() == sorted(set(places.tolist()))
-        assert len(places) == min(anchors, len(r.response_ids) - 1)
-        for place in places.tolist():
-            assert first <= place < len(ids) - 1  # the anchor and its label lie in the answer
-            assert int(batch.anchor_ids_A[row]) == ids[place]
-            for k in range(1, block + 1):  # slot k predicts place + k from the state before it
-                exists = place + k < len(ids)
-                assert bool(batch.label_valid_AK[row, k - 1]) is exists
-                assert int(batch.labels_AK[row, k - 1]) == (ids[place + k] if exists else 0)
-                if exists:
-                    flat = row * block + k - 1
-                    assert batch.last_ND[flat].tolist() == [tag + place + k - 1] * D
-                    assert float(batch.log_norm_N[flat]) == tag + place + k - 1
-            row += 1
-    assert row == len(batch.anchor_ids_A)
-    assert len(batch.last_ND) == len(batch.log_norm_N) == row * block
-    whole = torch.cat([states(r, 1000.0 * n).taps_TM for n, r in enumerate(responses)])
-    assert torch.equal(batch.taps_TM, whole)
-
-
-def test_a_batch_depends_on_seed_epoch_and_key_alone() -> None:
-    a, b = response("a", 4, 40), response("b", 4, 40)
-    alone, together, swapped = batch_of([b]), batch_of([a, b]), batch_of([b, a])
-    assert alone is not None
-    assert together is not None
-    assert swapped is not None
-    assert torch.equal(alone.anchors[0], together.anchors[1])
-    assert torch.equal(alone.anchors[0], swapped.anchors[0])
-    assert not torch.equal(together.anchors[0], together.anchors[1])
-    for other in (batch_of([b], epoch=1), batch_of([b], seed=1), batch_of([response("c", 4, 40)])):
-        assert other is not None
-        assert not torch.equal(alone.anchors[0], other.anchors[0])
-
-
-def test_answers_without_room_give_nothing() -> None:
-    short, long = response("s", 4, 1), response("l", 4, 6)
-    assert batch_of([short]) is None
-    assert batch_of([short, short]) is None
-    mixed = batch_of([short, long])
-    assert mixed is not None
-    assert mixed.lengths == [len(long)]
-    assert float(mixed.taps_TM[0, 0]) == 1000.0
+def test_sequences_are_prompt_and_answer() -> None:
+    prompt, answer = np.arange(3, dtype=np.int32), np.arange(7, 9, dtype=np.int32)
+    response = Response("a", "math", prompt, answer, 1.0, True)
+    states: Any = object()
+    [sequence] = training_sequences([response], [states])
+    assert sequence.key == response.key
+    assert sequence.ids_T.tolist() == [0, 1, 2, 7, 8]
+    assert sequence.states is states

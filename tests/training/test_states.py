@@ -10,7 +10,8 @@ import torch
 
 from dspark.data.responses import Response, load_responses
 from dspark.models.target import Target, load_target
-from dspark.training.states import SequenceStates, StateCache, bytes_per_sequence
+from dspark.models.training_data import SequenceStates
+from dspark.training.states import StateCache, bytes_per_sequence
 from fakes import tiny_target_folder
 
 TAPS = (1, 3, 5)
@@ -46,6 +47,17 @@ def test_values_are_the_targets(
     chosen = responses[:5]
     for r, states in zip(chosen, StateCache(target, TAPS, 10**9).get(chosen), strict=True):
         check(target, r, states)
+
+
+def test_without_taps_the_last_states_stand_for_them(
+    target: Target, responses: list[Response]
+) -> None:
+    cache = StateCache(target, (), 10**9)
+    for r, states in zip(responses[:3], cache.get(responses[:3]), strict=True):
+        last, _ = target.states([whole(r)], TAPS)
+        torch.testing.assert_close(states.taps_TM, last, atol=1e-5, rtol=1e-5)
+        assert torch.equal(states.last_TD, states.taps_TM[states.first :])
+    assert cache.held == sum(bytes_per_sequence(r, target, 0) for r in responses[:3])
 
 
 def test_long_answers_are_normed_in_parts(target: Target) -> None:

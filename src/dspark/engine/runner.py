@@ -85,15 +85,20 @@ class Runner:
         """
         rows = self._rows(batch, drafts, plan)
         last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
+        seen_TM = last_TD if taps_TM is None else taps_TM
         logits_NV = self.target.logits(_pick(last_TD, _logit_rows(batch, plan)))
         firsts = len(batch.prefill)
         verdict = self._judge(batch.decode, logits_NV[firsts:], drafts, plan)
         verdict.first_id = self._choose(batch.prefill, logits_NV[:firsts], Use.TARGET)
         if self.drafter is not None:
-            assert taps_TM is not None
             known = _committed_rows(batch, plan, verdict)
-            slots_T, positions_T = _pick(rows.slots_T, known), _pick(rows.positions_T, known)
-            self.drafter.extend(self._context, _pick(taps_TM, known), slots_T, positions_T)
+            self.drafter.extend(
+                self._context,
+                _pick(seen_TM, known),
+                _pick(rows.slots_T, known),
+                _pick(rows.positions_T, known),
+                _next_ids(batch, rows, known, verdict),
+            )
         return verdict
 
     def _rows(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Rows:
@@ -204,6 +209,16 @@ def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[in
         rows.extend(range(start, start + accepted + 1))
         start += length + 1
     return rows
+
+
+def _next_ids(batch: Batch, rows: Rows, known: list[int], verdict: Verdict) -> Tensor:
+    """The token after each committed row: the row behind it, or the one the verdict drew."""
+    next_T = _pick(rows.ids_T, known).roll(-1)
+    counts = [len(request.prompt_ids) for request in batch.prefill]
+    counts += [accepted + 1 for accepted in verdict.accepted]
+    last_R = torch.tensor(counts, device=next_T.device).cumsum(0) - 1
+    next_T[last_R] = torch.tensor([*verdict.first_id, *verdict.next_id], device=next_T.device)
+    return next_T
 
 
 def _pick(x_TD: Tensor, rows: list[int]) -> Tensor:

@@ -45,6 +45,31 @@ def sample(
     return draw(probabilities(logits_NV, temperature_N, top_k_N, top_p_N), u_N)
 
 
+def choose(
+    logits_RV: Tensor,
+    params_R: Sequence[SamplingParams],
+    draws_RK: NDArray[np.float64] | None,
+    slot: int,
+) -> tuple[Tensor, Tensor | None]:
+    """A draft token for each request, and the distributions they were drawn from.
+
+    Args:
+        logits_RV: the drafter's logits of one slot.
+        draws_RK: uniforms of all slots; unused when every request is greedy.
+        slot: the slot, from 0.
+
+    Returns:
+        int64 ids [R] and float32 probabilities [R, V], or None when every request is greedy.
+    """
+    if all(params.temperature == 0 for params in params_R):
+        return logits_RV.argmax(-1), None
+    assert draws_RK is not None
+    temperature_R = [params.temperature for params in params_R]
+    top_k_R, top_p_R = [p.top_k for p in params_R], [p.top_p for p in params_R]
+    probs_RV = probabilities(logits_RV, temperature_R, top_k_R, top_p_R)
+    return draw(probs_RV, draws_RK[:, slot]), probs_RV
+
+
 def probabilities(
     logits_NV: Tensor,
     temperature_N: Sequence[float] | Tensor | float,

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import ClassVar
 
 from dspark.maths.losses import DraftLoss, LossWeights
+from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.drafter import DrafterConfig
-from dspark.models.dspark import AnchorBatch, DSparkDrafter
+from dspark.models.dspark import DSparkDrafter
 
 
 class DFlashDrafter(DSparkDrafter):

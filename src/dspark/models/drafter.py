@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import IncompatibleDrafterError
+from dspark.models.anchor_batch import make_anchor_batch
 from dspark.models.family import TargetSpec
 from dspark.models.layers import PackedLinear
 from dspark.models.target import Target, softcap
+from dspark.models.training_data import AnchorDraw, TrainingBatch, TrainingSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,11 @@ class DrafterConfig:
 
     Attributes:
         kind: name in the registry.
-        target_layer_ids: 0-based decoder layers whose raw output is tapped.
-        mask_token_id: token that fills slots 2…K of a block; the text never contains it.
+        target_layer_ids: 0-based decoder layers whose raw output is tapped; none for a drafter
+            that looks at the final-normed last state.
+        mask_token_id: token that fills slots 2…K of a block; the text never contains it. None
+            for a drafter that has no such slots.
+        block_size: draft tokens a round; of a chain drafter, the longest chain.
         markov_rank: r of the transition bias; 0 for no sequential head.
         draft_vocab_size: tokens the drafter can propose; None for the whole vocabulary.
         sample_from_anchor: slot 1 of a block holds the anchor and predicts the token after it.
@@ -38,7 +43,7 @@ class DrafterConfig:
     vocab_size: int
     num_target_layers: int
     target_layer_ids: tuple[int, ...]
-    mask_token_id: int
+    mask_token_id: int | None
     block_size: int = 7
     num_layers: int = 2
     num_heads: int = 8
@@ -113,6 +118,8 @@ class Drafter(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    reads_taps: ClassVar[bool] = True  # else the final-normed last state
+    has_mask: ClassVar[bool] = True  # blocks with MASK in slots 2…K
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -172,6 +179,15 @@ class Drafter(nn.Module, ABC):
         table[self.d2t] = torch.arange(len(self.d2t), device=target_ids.device)
         return table[target_ids]
 
+    def training_batch(
+        self, sequences: Sequence[TrainingSequence], draw: AnchorDraw
+    ) -> TrainingBatch | None:
+        """One packed batch for :meth:`loss`; None when nothing can be learned from it.
+
+        By default blocks behind drawn anchors, as the block drafters want them.
+        """
+        return make_anchor_batch(sequences, draw, self.config.block_size)
+
     @abstractmethod
     def loss(self, batch: Any, weights: Any, normaliser: float | None = None) -> Any:
         """Training loss of one packed batch, as the drafter's paper defines it."""
@@ -181,8 +197,22 @@ class Drafter(nn.Module, ABC):
         """Per-request state for ``slots`` requests of up to ``max_len`` positions."""
 
     @abstractmethod
-    def extend(self, cache: Any, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
-        """Add the target's taps of newly committed positions to the requests' context."""
+    def extend(
+        self,
+        cache: Any,
+        taps_TM: Tensor,
+        slots_T: Tensor,
+        positions_T: Tensor,
+        next_ids_T: Tensor,
+    ) -> None:
+        """Take newly committed positions into the requests' context.
+
+        Args:
+            taps_TM: the target's taps there; its final-normed last states for a drafter that
+                taps no layer.
+            slots_T, positions_T: where they are; rows of one request together, in order.
+            next_ids_T: the token after each of them, known by now too.
+        """
 
     @abstractmethod
     def draft(
@@ -231,11 +261,11 @@ def check_fits(config: DrafterConfig, spec: TargetSpec, stop_ids: frozenset[int]
             found=f"tap ids {list(config.target_layer_ids)}, target layers 0 to {last - 1}",
             fix="The last layer cannot be tapped: its stored state is already normed",
         )
-    if not 0 <= config.mask_token_id < spec.vocab_size or config.mask_token_id in stop_ids:
+    mask = config.mask_token_id
+    if mask is not None and (not 0 <= mask < spec.vocab_size or mask in stop_ids):
         raise IncompatibleDrafterError(
             "The drafter's mask token cannot be used with this target",
-            found=f"mask {config.mask_token_id}, vocabulary {spec.vocab_size}, "
-            f"stop tokens {sorted(stop_ids)}",
+            found=f"mask {mask}, vocabulary {spec.vocab_size}, stop tokens {sorted(stop_ids)}",
             fix="The mask must be an id that no text contains",
         )
     if not config.sample_from_anchor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,36 +16,13 @@ from torch import Tensor
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
-from dspark.maths.sampling import draw, probabilities
+from dspark.maths.sampling import choose
+from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.backbone import ParallelBackbone
 from dspark.models.block_attention import PackedBlockAttention
 from dspark.models.drafter import Drafter, DrafterConfig
 from dspark.models.heads import ConfidenceHead, make_markov_head
 from dspark.models.kv_cache import CachedAttention, KVCache, Rows
-
-
-@dataclass(slots=True)
-class AnchorBatch:
-    """Whole sequences end to end with the anchors drawn from them.
-
-    Attributes:
-        lengths: tokens of each sequence.
-        taps_TM: the target's taps of every position.
-        anchors: sorted anchor positions within each sequence.
-        anchor_ids_A: the anchor tokens.
-        labels_AK: tokens after each anchor (target ids; 0 where not valid).
-        label_valid_AK: labels that exist.
-        last_ND, log_norm_N: teacher states and normalisers at positions anchor + k - 1.
-    """
-
-    lengths: list[int]
-    taps_TM: Tensor
-    anchors: list[Tensor]
-    anchor_ids_A: Tensor
-    labels_AK: Tensor
-    label_valid_AK: Tensor
-    last_ND: Tensor
-    log_norm_N: Tensor
 
 
 @dataclass(slots=True)
@@ -64,6 +41,8 @@ class DSparkDrafter(Drafter):
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
+        assert config.mask_token_id is not None
+        self.mask_id = config.mask_token_id
         self.backbone = ParallelBackbone(config)
         self.markov_head = self.confidence_head = None
         if config.markov_rank:
@@ -94,7 +73,7 @@ class DSparkDrafter(Drafter):
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(taps_TM.device)
         context = self.backbone.context_heads(self.backbone.context(taps_TM), positions_T)
         anchors_A = torch.cat(anchors).to(taps_TM.device)
-        ids_AK = torch.full_like(labels_AK, self.config.mask_token_id)
+        ids_AK = torch.full_like(labels_AK, self.mask_id)
         ids_AK[:, 0] = anchor_ids_A
         steps = torch.arange(size, device=taps_TM.device)
         attend = PackedBlockAttention(context, lengths, anchors, size)
@@ -149,7 +128,14 @@ class DSparkDrafter(Drafter):
         )
 
     @torch.inference_mode()
-    def extend(self, cache: KVCache, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
+    def extend(
+        self,
+        cache: KVCache,
+        taps_TM: Tensor,
+        slots_T: Tensor,
+        positions_T: Tensor,
+        next_ids_T: Tensor,
+    ) -> None:
         if not len(slots_T):
             return
         rows_T = slots_T * cache.max_len + positions_T
@@ -172,7 +158,7 @@ class DSparkDrafter(Drafter):
     ) -> DraftBlock:
         config = self.config
         size, device = config.block_size, self.device
-        mask = [config.mask_token_id] * (size - 1)
+        mask = [self.mask_id] * (size - 1)
         spans = zip(slots_R, anchor_pos_R, anchors_R, strict=True)
         rows = Rows.build([(s, pos, [a, *mask]) for s, pos, a in spans], device)
         embedded = self.shared.embed(rows.ids_T).to(self.backbone.norm.weight.dtype)
@@ -197,7 +183,6 @@ class DSparkDrafter(Drafter):
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
-        greedy = all(p.temperature == 0 for p in params_R)
         ids, probs, previous_rows = [], [], []
         previous_R = anchors_R
         for k in range(hidden_RKD.shape[1]):
@@ -207,13 +192,9 @@ class DSparkDrafter(Drafter):
                 features, state = head.step(previous, hidden_RKD[:, k], state)
                 logits = logits + head.bias(features)
                 previous_rows.append(previous)
-            if greedy:
-                chosen = logits.argmax(-1)
-            else:
-                temperature = [p.temperature for p in params_R]
-                top_k, top_p = [p.top_k for p in params_R], [p.top_p for p in params_R]
-                probs.append(probabilities(logits, temperature, top_k, top_p))
-                chosen = draw(probs[-1], draws_RK[:, k])
+            chosen, probs_RV = choose(logits, params_R, draws_RK, k)
+            if probs_RV is not None:
+                probs.append(probs_RV)
             previous_R = self.to_target_ids(chosen)
             ids.append(previous_R)
         confidence = self._confidence(
@@ -224,19 +205,3 @@ class DSparkDrafter(Drafter):
             torch.stack(probs, 1) if probs else None,
             None if confidence is None else torch.sigmoid(confidence.float()),
         )
-
-
-def batch_to(batch: AnchorBatch, device: Any) -> AnchorBatch:
-    """The batch with its tensors on another device; positions and lengths stay on the host."""
-    moved = {
-        name: getattr(batch, name).to(device)
-        for name in (
-            "taps_TM",
-            "anchor_ids_A",
-            "labels_AK",
-            "label_valid_AK",
-            "last_ND",
-            "log_norm_N",
-        )
-    }
-    return AnchorBatch(lengths=batch.lengths, anchors=batch.anchors, **moved)

@@ -103,10 +103,11 @@ class HFTarget(Target):
     @torch.no_grad()
     def states(
         self, sequences: Sequence[Sequence[int]], tap_ids: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         ids = [torch.as_tensor(s, dtype=torch.long, device=self.device) for s in sequences]
         pairs = [self._run(x, 0, None, tap_ids) for x in ids]
-        return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])  # type: ignore[misc]
+        taps = [t for _, t in pairs if t is not None]
+        return torch.cat([last for last, _ in pairs]), torch.cat(taps) if taps else None
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.module.get_input_embeddings()(ids).detach()

@@ -16,8 +16,17 @@ def make_drafter(config: DrafterConfig) -> Drafter:
     Raises:
         ConfigError: for a kind that is not registered.
     """
-    if config.kind not in DRAFTERS:
+    return drafter_class(config.kind)(config)
+
+
+def drafter_class(kind: str) -> type[Drafter]:
+    """The drafter of this name.
+
+    Raises:
+        ConfigError: for a kind that is not registered.
+    """
+    if kind not in DRAFTERS:
         raise ConfigError(
-            "Unknown drafter kind", found=config.kind, fix=f"Use one of {', '.join(DRAFTERS)}"
+            "Unknown drafter kind", found=kind, fix=f"Use one of {', '.join(DRAFTERS)}"
         )
-    return DRAFTERS[config.kind](config)
+    return DRAFTERS[kind]

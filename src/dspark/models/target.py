@@ -66,11 +66,11 @@ class Target(ABC):
     @abstractmethod
     def states(
         self, sequences: Sequence[Sequence[int]], tap_ids: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """One frozen pass over whole sequences, as training wants it.
 
         Returns:
-            Final-normed last states [T, D] and taps [T, M], sequences end to end.
+            Final-normed last states [T, D] and taps [T, M] (or None), sequences end to end.
         """
 
     @abstractmethod
@@ -178,14 +178,12 @@ class LeanTarget(Target):
     @torch.no_grad()
     def states(
         self, sequences: Sequence[Sequence[int]], tap_ids: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         lengths = [len(s) for s in sequences]
         ids_T = torch.cat([torch.as_tensor(s, dtype=torch.long) for s in sequences])
         positions_T = torch.cat([torch.arange(n) for n in lengths])
         attend = PackedAttention(lengths, self.spec.layer_windows, self.spec.attention_scale)
-        last, taps = self.model(ids_T.to(self.device), positions_T.to(self.device), attend, tap_ids)
-        assert taps is not None
-        return last, taps
+        return self.model(ids_T.to(self.device), positions_T.to(self.device), attend, tap_ids)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.model.embed(ids)

@@ -16,7 +16,7 @@ FREE = {"minutes", "steps", "threads", "log_every"}
 FREE |= {"checkpoint_every_minutes", "eval_every_minutes", "keep_at"}
 
 
-def fixed_part(config: TrainConfig, mask_token_id: int) -> dict[str, Any]:
+def fixed_part(config: TrainConfig, mask_token_id: int | None) -> dict[str, Any]:
     """What must not change when a run is taken up again, as plain JSON values."""
     recipe = config.model_dump(mode="json", exclude={"out": True, "run": FREE})
     recipe["mask"] = mask_token_id

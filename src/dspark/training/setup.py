@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,7 +25,7 @@ from dspark.models.drafter import (
     default_tap_ids,
     fit_to_target,
 )
-from dspark.models.registry import make_drafter
+from dspark.models.registry import drafter_class, make_drafter
 from dspark.models.target import Target, portable_name
 
 
@@ -105,8 +106,9 @@ def drafter_config(
     section: DrafterSection, target: Target, texts: list[Response], anchors: int
 ) -> DrafterConfig:
     """The drafter's full configuration for this target; MASK must not occur in ``texts``."""
-    spec = target.spec
-    taps = section.target_layer_ids
+    spec, drafter = target.spec, drafter_class(section.kind)
+    taps: Sequence[int] | None = section.target_layer_ids if drafter.reads_taps else ()
+    mask = unused_token(texts, target, section.mask_token_id) if drafter.has_mask else None
     vocab = section.draft_vocab_size if section.draft_vocab_size < spec.vocab_size else 0
     base = DrafterConfig(
         kind=section.kind,
@@ -114,7 +116,7 @@ def drafter_config(
         vocab_size=spec.vocab_size,
         num_target_layers=spec.num_layers,
         target_layer_ids=default_tap_ids(spec.num_layers) if taps is None else tuple(taps),
-        mask_token_id=unused_token(texts, target, section.mask_token_id),
+        mask_token_id=mask,
         block_size=section.block_size,
         num_layers=section.num_layers,
         intermediate_size=section.intermediate_size or spec.intermediate_size,

@@ -7,40 +7,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dspark.data.responses import Response
 from dspark.models.target import Target
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceStates:
-    """What training needs of the target for one sequence.
-
-    Attributes:
-        taps_TM: taps of all positions, in the target's dtype.
-        last_TD: final-normed states of the answer's positions only (``first`` onwards).
-        log_norm_T: logsumexp of the full-vocabulary logits at the same positions, float32.
-        first: position of the answer's first token.
-    """
-
-    taps_TM: Tensor
-    last_TD: Tensor
-    log_norm_T: Tensor
-    first: int
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by states, in bytes; the normalisers beside them weigh next to nothing."""
-        return sum(t.numel() * t.element_size() for t in (self.taps_TM, self.last_TD))
+from dspark.models.training_data import SequenceStates
 
 
 def bytes_per_sequence(response: Response, target: Target, taps: int) -> int:
     """Memory that a sequence's states will hold, in bytes."""
     width = target.spec.hidden_size * target.dtype.itemsize
+    if not taps:  # the last states of all positions hold those of the answer
+        return width * len(response)
     return width * (taps * len(response) + len(response.response_ids))
 
 
@@ -49,7 +28,7 @@ class StateCache:
 
     Args:
         target: the frozen model.
-        tap_ids: layers to tap.
+        tap_ids: layers to tap; with none the final-normed last states stand for the taps.
         budget_bytes: memory to stay within; 0 keeps nothing beyond the current batch.
     """
 
@@ -81,13 +60,14 @@ class StateCache:
         last, taps = self.target.states(sequences, self.tap_ids)
         lengths = [len(s) for s in sequences]
         out = []
-        pieces = zip(responses, last.split(lengths), taps.split(lengths), strict=True)
-        for response, last_TD, taps_TM in pieces:
-            first = len(response.prompt_ids)
-            answer = last_TD[first:].clone()
+        whole = last if taps is None else taps
+        pieces = zip(responses, last.split(lengths), whole.split(lengths), strict=True)
+        for response, last_TD, whole_TM in pieces:
+            first, taps_TM = len(response.prompt_ids), whole_TM.clone()
+            answer = taps_TM[first:] if taps is None else last_TD[first:].clone()
             norms = [
                 torch.logsumexp(self.target.logits(rows).float(), -1)
                 for rows in answer.split(64)  # 64 x V float32 stays near the processor's cache
             ]
-            out.append(SequenceStates(taps_TM.clone(), answer, torch.cat(norms), first))
+            out.append(SequenceStates(taps_TM, answer, torch.cat(norms), first))
         return out

@@ -31,9 +31,9 @@ from dspark.errors import ConfigError
 from dspark.maths.losses import LossWeights
 from dspark.models.checkpoint import save_drafter
 from dspark.models.drafter import Drafter
-from dspark.models.dspark import AnchorBatch, batch_to
 from dspark.models.target import Target, load_target
-from dspark.training.batches import Visit, make_batch, visits
+from dspark.models.training_data import AnchorDraw, SequenceStates, TrainingBatch
+from dspark.training.batches import Visit, training_sequences, visits
 from dspark.training.guards import check_writable, hold_interrupt, quiet_denormals
 from dspark.training.metrics import Meter, PhaseTimer
 from dspark.training.optimisation import lr_share, make_optimisers
@@ -96,19 +96,20 @@ class Trainer:
         )
         return islice(order, self.counters.step, None)
 
-    def _batch(self, responses: list[Response], epoch: int) -> AnchorBatch | None:
+    def _batch(self, responses: list[Response], epoch: int) -> TrainingBatch | None:
         with self.timer.phase("target states"):
             states = self.cache.get(responses)
         with self.timer.phase("batch"):
-            batch = make_batch(
-                responses,
-                states,
-                anchors_per_sequence=self.config.run.anchors_per_sequence,
-                block_size=self.drafter.config.block_size,
-                seed=self.config.run.seed,
-                epoch=epoch,
+            run = self.config.run
+            return self._pack(
+                responses, states, AnchorDraw(run.anchors_per_sequence, run.seed, epoch)
             )
-            return None if batch is None else batch_to(batch, self.target.device)
+
+    def _pack(
+        self, responses: list[Response], states: list[SequenceStates], draw: AnchorDraw
+    ) -> TrainingBatch | None:
+        batch = self.drafter.training_batch(training_sequences(responses, states), draw)
+        return None if batch is None else batch.to(self.target.device)
 
     def _autocast(self) -> Any:
         enabled = self.dtype != torch.float32
@@ -158,7 +159,7 @@ class Trainer:
                     group["lr"] = rate
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
-        self.counters.anchors += len(batch.anchor_ids_A)
+        self.counters.anchors += len(batch.label_valid_AK)
         self.meter.add(loss, batch.label_valid_AK)
 
     @torch.no_grad()
@@ -170,16 +171,8 @@ class Trainer:
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
             held = StateCache(self.target, self.cache.tap_ids, 0).get(part)
-            batch = make_batch(
-                part,
-                held,
-                anchors_per_sequence=32,
-                block_size=self.drafter.config.block_size,
-                seed=0,
-                epoch=0,
-            )
+            batch = self._pack(part, held, AnchorDraw(32, seed=0, epoch=0))
             if batch is not None:
-                batch = batch_to(batch, self.target.device)
                 with self._autocast():
                     meter.add(self.drafter.loss(batch, self.weights), batch.label_valid_AK)
         summary: dict[str, Any] = meter.summary() if meter.steps else {}
