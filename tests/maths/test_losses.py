@@ -22,6 +22,7 @@ WEIGHTS = {
     "ce": LossWeights(1.0, 0.0, 0.0, 4.0),
     "tv": LossWeights(0.0, 1.0, 0.0, 4.0),
     "flat": LossWeights(0.4, 0.3, 0.7, 1e9),
+    "soft": LossWeights(0.0, 0.3, 0.7, 4.0, soft=0.8),
 }
 
 
@@ -96,12 +97,15 @@ class Case:
         own = p_d.gather(-1, self.labels[..., None])[..., 0]
         sayable = torch.isin(self.labels, columns)
         ce = torch.where(sayable, -torch.where(sayable, own, 1.0).log(), 0.0)
+        if weights.soft:
+            ce = -(p_t[..., columns] * p_d[..., columns].log()).sum(-1)
         terms = [(w * ce).sum(), (w * tv).sum(), torch.zeros(())]
         if self.confidence is not None:
             c = self.confidence.sigmoid()
             label = torch.minimum(p_d, p_t).sum(-1).detach()
             terms[2] = -(w * (label * c.log() + (1 - label) * (1 - c).log())).sum()
-        total = weights.ce * terms[0] + weights.tv * terms[1] + weights.bce * terms[2]
+        cross_entropy = weights.ce + weights.soft
+        total = cross_entropy * terms[0] + weights.tv * terms[1] + weights.bce * terms[2]
         return total, *terms
 
 

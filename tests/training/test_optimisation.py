@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ LATE = 10**6  # a step at which the share of the run alone decides
 
 
 class Model(nn.Module):
+    matrix_modules = ("backbone.",)
+
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6))
@@ -23,7 +27,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_trainable_weight_is_in_one_optimiser(name: str) -> None:
     model = Model()
-    optimisers = make_optimisers(model, OptimSection(name=name, weight_decay=0.1))
+    optimisers = make_optimisers(cast(Any, model), OptimSection(name=name, weight_decay=0.1))
     held = [p for o in optimisers for g in o.param_groups for p in g["params"]]
     assert len(held) == len({id(p) for p in held})
     assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
@@ -32,17 +36,19 @@ def test_every_trainable_weight_is_in_one_optimiser(name: str) -> None:
 
 def test_muon_takes_the_hidden_matrices_alone() -> None:
     model = Model()
-    adamw, muon = make_optimisers(model, OptimSection(name="muon"))
+    adamw, muon = make_optimisers(cast(Any, model), OptimSection(name="muon"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert isinstance(muon, torch.optim.Muon)
     assert [p is model.backbone[0].weight for p in muon.param_groups[0]["params"]] == [True]
-    (only,) = make_optimisers(model, OptimSection(name="adamw"))
+    (only,) = make_optimisers(cast(Any, model), OptimSection(name="adamw"))
     assert isinstance(only, torch.optim.AdamW)
     assert only.param_groups[0]["betas"] == (0.9, 0.95)
 
 
 def test_without_matrices_muon_is_not_made() -> None:
-    assert len(make_optimisers(nn.LayerNorm(4), OptimSection(name="muon"))) == 1
+    model = Model()
+    model.matrix_modules = ("elsewhere.",)
+    assert len(make_optimisers(cast(Any, model), OptimSection(name="muon"))) == 1
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

@@ -4,6 +4,7 @@ L = ce · CE + tv · TV + bce · BCE, where for slot k with draft distribution p
 included) and target distribution p_t
     CE  = -log p_d(label),  TV = ‖p_d - p_t‖₁,  BCE = of the confidence c_k against
     c*_k = Σ_v min(p_d, p_t), a constant for the gradient.
+Eagle3 learns the whole distribution instead: L = soft · -Σ_v p_t log p_d (arXiv 2503.01840).
 Each term is a weighted mean over all valid slots of an optimiser step, w_k = exp(-(k-1)/decay).
 
 Suffixes: A anchors, K block slots, N slots in one row dimension, D hidden, r Markov rank,
@@ -22,12 +23,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weights of the three terms, and the decay of the position weight in slots."""
+    """Weights of the terms, and the decay of the position weight in slots.
+
+    ``soft`` is cross-entropy with the target's distribution in place of the label.
+    """
 
     ce: float
     tv: float
     bce: float
     decay: float
+    soft: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,9 @@ def position_weights(label_valid_AK: Tensor, decay: float) -> Tensor:
 class _FusedDraftLoss(torch.autograd.Function):
     """CE and TV of all slots with their gradients, computed chunk by chunk in the forward.
 
-    dTV/dz = p_d (s - <s, p_d>) with s = sign(p_d - p_t), and dCE/dz = p_d - onehot, so both need
-    only what a chunk already holds.
+    dTV/dz = p_d (s - <s, p_d>) with s = sign(p_d - p_t), dCE/dz = p_d - onehot and
+    dSoft/dz = m p_d - p_t with m = Σ_v p_t, the mass inside the draft vocabulary: all need only
+    what a chunk already holds.
     """
 
     @staticmethod
@@ -70,8 +76,7 @@ class _FusedDraftLoss(torch.autograd.Function):
         teacher: Teacher,
         labels_N: Tensor,
         weight_N: Tensor,
-        ce: float,
-        tv: float,
+        weights: LossWeights,
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         wants_grad = any(ctx.needs_input_grad[:3])
@@ -96,14 +101,19 @@ class _FusedDraftLoss(torch.autograd.Function):
             own = p_d.gather(1, index)[:, 0].clamp(min=1e-30)
             ce_N[part] = torch.where(known, -own.log(), 0.0)
             overlap_N[part] = torch.minimum(p_d, p_t).sum(-1)
+            if weights.soft:
+                ce_N[part] = -(p_t * p_d.clamp(min=1e-30).log()).sum(-1)
             if grad_inputs is None:
                 continue
+            soft = (weights.soft * weight_N[part, None]) * p_t if weights.soft else None
             sign = torch.sub(p_d, p_t, out=p_t).sign_()
             inner = (sign * p_d).sum(-1, keepdim=True)
             weight = weight_N[part, None]
-            ce_row = (ce * weight) * known[:, None]
-            grad = sign.sub_(inner).mul_(tv * weight).add_(ce_row).mul_(p_d)
+            ce_row = (weights.ce * weight) * known[:, None]
+            grad = sign.sub_(inner).mul_(weights.tv * weight).add_(ce_row).mul_(p_d)
             grad.scatter_add_(1, index, -ce_row)
+            if soft is not None:
+                grad.addcmul_(p_d, soft.sum(-1, keepdim=True)).sub_(soft)
             if grad_w2 is not None:
                 grad_w2 += grad.T.to(dtype) @ inputs[part, size:]
             if scale is None:
@@ -114,7 +124,7 @@ class _FusedDraftLoss(torch.autograd.Function):
         ctx.save_for_backward(grad_inputs, grad_w2)
         ctx.sizes = size, hidden_ND.dtype, None if features_Nr is None else features_Nr.dtype
         tv_N = 2.0 - 2.0 * overlap_N
-        loss = (weight_N * (ce * ce_N + tv * tv_N)).sum()
+        loss = (weight_N * ((weights.ce + weights.soft) * ce_N + weights.tv * tv_N)).sum()
         ctx.mark_non_differentiable(ce_N, overlap_N)
         return loss, ce_N, overlap_N
 
@@ -125,7 +135,7 @@ class _FusedDraftLoss(torch.autograd.Function):
         grads = grad_inputs * grad_loss.to(grad_inputs.dtype)
         features = None if feature_dtype is None else grads[:, size:].to(feature_dtype)
         w2 = None if grad_w2 is None else grad_w2 * grad_loss
-        return grads[:, :size].to(hidden_dtype), features, w2, *([None] * 6)
+        return grads[:, :size].to(hidden_dtype), features, w2, *([None] * 5)
 
 
 def _softcapped(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
@@ -159,7 +169,8 @@ class DraftLoss:
 
     Attributes:
         total: scalar to call ``backward`` on; already divided by the step's normaliser.
-        ce, tv, bce: the unweighted terms (position-weighted means), detached.
+        ce, tv, bce: the unweighted terms (position-weighted means), detached; ``ce`` is the soft
+            one where ``weights.soft`` is set.
         overlap_AK: c*_k, probability that slot k is accepted given the ones before it.
     """
 
@@ -196,6 +207,7 @@ def draft_loss(
             ranks); by default this batch's own.
         chunk: slots handled at once; bounds memory at a few chunk x V float32 tensors.
     """
+    assert not (weights.ce and weights.soft), "one kind of cross-entropy at a time"
     weight_AK = position_weights(label_valid_AK, weights.decay)
     total_weight = float(weight_AK.sum()) if normaliser is None else normaliser
     weight_AK = weight_AK / max(total_weight, 1e-8)
@@ -206,8 +218,7 @@ def draft_loss(
         teacher,
         labels_AK.flatten(),
         weight_AK.flatten(),
-        weights.ce,
-        weights.tv,
+        weights,
         chunk,
     )
     overlap_AK = overlap_N.view_as(weight_AK)

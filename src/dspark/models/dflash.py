@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from dspark.maths.losses import DraftLoss, LossWeights
-from dspark.models.anchor_batch import AnchorBatch
+from dspark.maths.losses import LossWeights
 from dspark.models.drafter import DrafterConfig
 from dspark.models.dspark import DSparkDrafter
 
@@ -19,9 +18,6 @@ class DFlashDrafter(DSparkDrafter):
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(replace(config, markov_rank=0, confidence_head=False))
 
-    def loss(
-        self, batch: AnchorBatch, weights: LossWeights, normaliser: float | None = None
-    ) -> DraftLoss:
+    def loss_weights(self, weights: LossWeights) -> LossWeights:
         """Cross-entropy alone, as DFlash is trained; of ``weights`` only the decay counts."""
-        alone = LossWeights(ce=1.0, tv=0.0, bce=0.0, decay=weights.decay)
-        return super().loss(batch, alone, normaliser)
+        return LossWeights(ce=1.0, tv=0.0, bce=0.0, decay=weights.decay)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import IncompatibleDrafterError
+from dspark.maths.losses import LossWeights
 from dspark.models.anchor_batch import make_anchor_batch
 from dspark.models.family import TargetSpec
 from dspark.models.layers import PackedLinear
@@ -120,6 +121,7 @@ class Drafter(nn.Module, ABC):
     kind: ClassVar[str]
     reads_taps: ClassVar[bool] = True  # else the final-normed last state
     has_mask: ClassVar[bool] = True  # blocks with MASK in slots 2…K
+    matrix_modules: ClassVar[tuple[str, ...]] = ("backbone.",)  # whose matrices Muon takes
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -187,6 +189,10 @@ class Drafter(nn.Module, ABC):
         By default blocks behind drawn anchors, as the block drafters want them.
         """
         return make_anchor_batch(sequences, draw, self.config.block_size)
+
+    def loss_weights(self, weights: LossWeights) -> LossWeights:
+        """The weights that :meth:`loss` goes by, given the recipe's; the recipe's by default."""
+        return weights
 
     @abstractmethod
     def loss(self, batch: Any, weights: Any, normaliser: float | None = None) -> Any:

@@ -96,6 +96,7 @@ class DSparkDrafter(Drafter):
         self, batch: AnchorBatch, weights: LossWeights, normaliser: float | None = None
     ) -> DraftLoss:
         """Loss of one batch (DSpark §3.3); see :func:`dspark.maths.losses.draft_loss`."""
+        weights = self.loss_weights(weights)
         out = self.block_outputs(
             batch.taps_TM, batch.lengths, batch.anchors, batch.anchor_ids_A, batch.labels_AK
         )

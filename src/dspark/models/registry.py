@@ -6,8 +6,12 @@ from dspark.errors import ConfigError
 from dspark.models.dflash import DFlashDrafter
 from dspark.models.drafter import Drafter, DrafterConfig
 from dspark.models.dspark import DSparkDrafter
+from dspark.models.eagle3 import Eagle3Drafter
+from dspark.models.mtp import MTPDrafter
 
-DRAFTERS: dict[str, type[Drafter]] = {cls.kind: cls for cls in (DSparkDrafter, DFlashDrafter)}
+DRAFTERS: dict[str, type[Drafter]] = {
+    cls.kind: cls for cls in (DSparkDrafter, DFlashDrafter, Eagle3Drafter, MTPDrafter)
+}
 
 
 def make_drafter(config: DrafterConfig) -> Drafter:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
 from dspark.config import OptimSection
+from dspark.models.drafter import Drafter
 
 
-def make_optimisers(model: nn.Module, config: OptimSection) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: Drafter, config: OptimSection) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the layers' matrices and AdamW for the rest.
 
     Muon's update is orthogonalised, so it suits hidden matrices and not embeddings, norms or
     the sequential head's tables.
     """
     params = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in params if p.ndim == 2 and name.startswith("backbone.")]
+    hidden = model.matrix_modules
+    matrices = [p for name, p in params if p.ndim == 2 and name.startswith(hidden)]
     if config.name == "adamw":
         matrices = []
     chosen = {id(p) for p in matrices}
