@@ -1,0 +1,23 @@
+"""`dspark bench`: measurements of this machine, one sub-verb each."""
+
+from __future__ import annotations
+
+import typer
+
+from dspark.cli import bench_head
+
+HELP = """Measure speed on this machine.
+
+Example:
+
+    dspark bench head --json results/head_cost.json
+"""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+
+@app.callback(help=HELP)
+def _group() -> None: ...  # makes `head` a sub-verb even while it is the only one
+
+
+app.command("head")(bench_head.command)

@@ -1,0 +1,78 @@
+"""`dspark bench head`: what the sequential head costs in a round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dspark.artifacts import provenance, write_artifact
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DtypeOption,
+    TargetOption,
+    ThreadsOption,
+    check_writable,
+    find_drafter,
+    load_models,
+)
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+
+def command(
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: Annotated[
+        list[str] | None,
+        typer.Option("--drafter", help="Shipped name or checkpoint folder; repeatable."),
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="What the measured request asks.")
+    ] = "Explain why the sky is blue.",
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds with and without each head.")] = 100,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here (dspark.head_cost/1).")
+    ] = None,
+) -> None:
+    """Time rounds with and without the drafter's heads, in turn.
+
+    Examples:
+
+        dspark bench head --json results/head_cost.json
+
+        dspark bench head --drafter runs/block4/drafter --drafter runs/block12/drafter
+    """
+    names = drafter or [DEFAULT_DRAFTER]
+    if "none" in names:
+        raise ConfigError("There is no head without a drafter", fix="Name a drafter")
+    folders = [find_drafter(name, target) for name in names]
+    if json_file is not None:
+        check_writable(json_file)
+    from dspark.evaluation import head_cost
+    from dspark.models.target import portable_name
+
+    rows = []
+    for name in names:
+        model, draft_model = load_models(target, name, dtype, threads)
+        row = head_cost.measure(model, draft_model, model.encode(prompt), rounds)
+        rows.append({"drafter": Path(name).name if Path(name).is_dir() else name, **row})
+    table = Table(title=escape(f"{target}, {dtype}"))
+    for heading in ("drafter", "block size", "head", "round ms", "head ms", "confidence ms"):
+        table.add_column(heading, justify="left" if heading in ("drafter", "head") else "right")
+    table.add_column("head's share", justify="right")
+    for row in rows:
+        times = [f"{row[key]:.2f}" for key in ("round_ms", "head_ms", "confidence_ms")]
+        kind = str(row["markov_head_type"])
+        cells = [escape(row["drafter"]), str(row["block_size"]), kind, *times]
+        table.add_row(*cells, f"{row['share']:.1%}")
+    Console(highlight=False).print(table)
+    if json_file is not None:
+        record = provenance("dspark bench head", {}, [f for f in folders if f is not None])
+        result = {"target": portable_name(target), "rows": rows}
+        write_artifact(json_file, head_cost.SCHEMA, result, record)
