@@ -10,7 +10,39 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format soak clean
+.PHONY: help setup demo test lint format soak results ablations clean
+
+# What `make results` judges: all shipped drafters, on the data folder's evaluation prompts.
+DRAFTERS := $(notdir $(wildcard drafters/smollm2-135m/*))
+SETS := gsm8k math500 mbpp humaneval mt-bench alpaca
+DATA_FLAGS := $(SETS:%=--data eval/%.jsonl)
+# Prompts that no drafter has seen: those of the training file without a training answer.
+CALIBRATION_FLAGS ?= --data prompts_train.jsonl --exclude responses.jsonl.gz
+
+THRESHOLDS := 0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9
+
+# NAME:SETTING of each ablation; base is depth 2, block size 7, Markov head, 8,192 draft tokens.
+ABLATIONS := base:drafter.num_layers=2 depth1:drafter.num_layers=1 depth3:drafter.num_layers=3 \
+	block4:drafter.block_size=4 block12:drafter.block_size=12 rnn:drafter.markov_head_type=rnn \
+	nohead:drafter.markov_rank=0 vocab16k:drafter.draft_vocab_size=16384 \
+	fullvocab:drafter.draft_vocab_size=0
+STUDY_depth := depth1 base depth3
+STUDY_block_size := block4 base block12
+STUDY_head := nohead base rnn
+STUDY_vocabulary := base vocab16k fullvocab
+
+define ablation
+	$(BIN)/dspark train --config configs/smollm2-135m-ablation.toml --set $(2) \
+		--set out=runs/ablation/$(1) $(TRAIN_FLAGS)
+
+endef
+
+define study
+	$(BIN)/dspark eval $(DATA_FLAGS) --limit 30 --temperature 1 --study $(1) \
+		$(foreach n,$(STUDY_$(1)),--drafter $(n)=runs/ablation/$(n)/drafter) \
+		--json results/ablation_$(1).json
+
+endef
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +75,20 @@ format: setup  ## let ruff fix and format the code
 
 soak: setup  ## long checks, outside CI
 	$(BIN)/python -m pytest -m soak $(PYTEST_FLAGS)
+
+results: setup  ## repeat evaluation, calibration check and report from the shipped drafters
+	$(BIN)/dspark eval $(DATA_FLAGS) $(DRAFTERS:%=--drafter %) --limit 60 \
+		--temperature 0 --temperature 1 --json results/eval.json
+	$(BIN)/dspark eval $(DATA_FLAGS) --limit 60 --temperature 1 --study threshold \
+		$(THRESHOLDS:%=--threshold %) --json results/eval_threshold.json
+	$(BIN)/dspark calibrate $(CALIBRATION_FLAGS) --check-only --temperature 1 \
+		--json results/calibration.json
+	$(BIN)/dspark bench head --json results/head_cost.json
+	$(BIN)/dspark report results --out results/report
+
+ablations: setup  ## train and judge the ablations, a quarter of an hour each
+	$(foreach a,$(ABLATIONS),$(call ablation,$(word 1,$(subst :, ,$(a))),$(word 2,$(subst :, ,$(a)))))
+	$(foreach s,depth block_size head vocabulary,$(call study,$(s)))
 
 clean:  ## remove the environment, caches and builds (not data, models or drafters)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark.core import Batch, Request, VerifyPlan
-from dspark.engine.scheduler import Fixed, Off, Scheduler, parse_policy
+from dspark.engine.policies import Fixed, Off
+from dspark.engine.scheduler import Scheduler, parse_policy
 from dspark.errors import ConfigError
 
 DRAFTS: Any = SimpleNamespace()
@@ -27,7 +28,7 @@ def batch(*anchor_positions: int) -> Batch:
 def test_policies_by_name(text: str, length: int) -> None:
     policy = parse_policy(text, 7)
     assert (policy.name, policy.draft_len) == (text, length)
-    assert list(policy.plan(batch(3, 4).decode, DRAFTS)) == [length, length]
+    assert list(policy.plan(batch(3, 4), DRAFTS)) == [length, length]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_a_threshold_stops_at_the_first_unsure_slot() -> None:
     assert (policy.name, policy.draft_len) == ("threshold:0.5", 3)
     rows = [[0.9, 0.5, 0.6], [0.9, 0.4, 0.9], [0.1, 0.9, 0.9]]
     drafts: Any = SimpleNamespace(confidence_RK=np.array(rows))
-    assert list(policy.plan(batch(3, 4, 5).decode, drafts)) == [3, 1, 0]
+    assert list(policy.plan(batch(3, 4, 5), drafts)) == [3, 1, 0]
 
 
 @given(hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(0, 1)), st.data())
@@ -66,7 +67,7 @@ def test_later_confidences_never_matter(sure_K: Any, data: Any) -> None:
     other_K[k + 1 :] = data.draw(st.floats(0, 1))
     policy = parse_policy("threshold:0.5", 6)
     admitted = [
-        policy.plan(batch(3).decode, cast(Any, SimpleNamespace(confidence_RK=x[None])))[0] > k
+        policy.plan(batch(3), cast(Any, SimpleNamespace(confidence_RK=x[None])))[0] > k
         for x in (sure_K, other_K)
     ]
     assert admitted[0] == admitted[1]

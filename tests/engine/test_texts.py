@@ -11,7 +11,7 @@ import torch
 from dspark.core import FinishReason, Request, SamplingParams, TokenKind
 from dspark.engine import stats
 from dspark.engine.engine import Engine
-from dspark.engine.scheduler import Fixed
+from dspark.engine.policies import Fixed
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 from fakes import FAMILIES

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
+from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleDrafterError
 from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
+
+if TYPE_CHECKING:
+    from dspark.engine.adaptive import PolicyTables
 
 TargetOption = Annotated[
     str, typer.Option("--target", help="Known name, local folder or Hugging Face id.")
@@ -30,7 +33,7 @@ PolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        help="How much of a draft to verify: off, fixed:K or threshold:P.",
+        help="Draft tokens to verify: off, fixed:K, threshold:P, causal or pipelined.",
         metavar="NAME",
     ),
 ]
@@ -102,3 +105,33 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_target(target, dtype, device)
     return model, None if folder is None else load_drafter(folder, model)
+
+
+def load_tables(policy: str | None, target: Any, drafter: str) -> PolicyTables | None:
+    """What an adaptive policy needs: this machine's cost table, the drafter's calibration.
+
+    None for the other policies.
+
+    Raises:
+        ConfigError: nobody measured this machine with these models.
+        IncompatibleDrafterError: a table belongs to something else.
+    """
+    from dspark.engine.adaptive import ADAPTIVE, PolicyTables
+    from dspark.profiling.costs import cost_key, default_path
+    from dspark.tables.calibration import FILE, CalibrationTable
+    from dspark.tables.cost import CostTable
+
+    folder = find_drafter(drafter, target.name) if policy in ADAPTIVE else None
+    if folder is None:
+        return None
+    key = cost_key(target, folder)
+    path = default_path(key)
+    if not path.exists():
+        raise ConfigError(
+            f"Policy {policy} needs to know what a round costs on this machine",
+            found=f"no cost table for {key.target} in {key.dtype} on {key.threads} threads",
+            fix="Measure it with `dspark profile` and the same options",
+        )
+    table = folder / FILE
+    calibration = CalibrationTable.load(table, sha256=key.drafter) if table.exists() else None
+    return PolicyTables(CostTable.load(path, key), calibration)

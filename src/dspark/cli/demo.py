@@ -22,6 +22,7 @@ from dspark.cli.common import (
     ThreadsOption,
     check_writable,
     load_models,
+    load_tables,
 )
 from dspark.core import SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
@@ -87,6 +88,7 @@ def command(
         temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
     )
     model, draft_model = load_models(target, drafter, dtype, threads)
+    tables = load_tables(policy, model, drafter)
     module = None
     if compare:
         from dspark.models.target import load_module
@@ -95,7 +97,14 @@ def command(
     console = Console(highlight=False)
     shown = _Screen(console, model.tokenizer, quiet)
     result = demo.run(
-        model, draft_model, prompts, params, policy=policy, compare=module, show=shown.show
+        model,
+        draft_model,
+        prompts,
+        params,
+        policy=policy,
+        tables=tables,
+        compare=module,
+        show=shown.show,
     )
     console.print(table(result))
     if json_file is not None:

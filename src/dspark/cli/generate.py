@@ -17,6 +17,7 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     load_models,
+    load_tables,
 )
 from dspark.core import SamplingParams
 from dspark.models.default_target import DEFAULT_TARGET
@@ -61,7 +62,8 @@ def command(
     model, draft_model = load_models(target, drafter, dtype, threads)
     ids = model.encode(prompt, raw=raw)
     room = min(len(ids) + max_new_tokens, model.max_positions)
-    engine = Engine(model, draft_model, policy, slots=1, max_len=room)
+    tables = load_tables(policy, model, drafter)
+    engine = Engine(model, draft_model, policy, slots=1, max_len=room, tables=tables)
     text, start = TextStream(model.tokenizer), time.perf_counter()
     request = None
     for output in engine.stream(ids, params):

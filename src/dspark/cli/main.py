@@ -19,14 +19,20 @@ from typer.core import TyperCommand, TyperGroup
 from dspark import __version__
 from dspark.errors import DSparkError
 
-# Each verb lives in dspark/cli/VERB.py as a function `command`.
+# Each verb lives in dspark/cli/VERB.py as a function `command`, or as `app` with sub-verbs.
 VERBS = {
     "fetch": "Download the default target and make it ready.",
     "doctor": "Show what this machine offers and what is in place.",
     "demo": "Answer bundled prompts with and without the drafter.",
     "generate": "Answer one prompt.",
     "regenerate": "Let the target answer a file of prompts, to train on.",
+    "store": "Keep the target's hidden states on disk, for training runs to read.",
     "train": "Train a drafter.",
+    "profile": "Measure what a round costs here, for the adaptive policies.",
+    "bench": "Measure speed on this machine.",
+    "calibrate": "Fit and judge the drafter's confidences against what the target accepts.",
+    "eval": "Judge drafters on prompt files: accepted length, acceptance by position, speed.",
+    "report": "Tables and figures from result files, as one page.",
 }
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
@@ -70,8 +76,11 @@ class LazyGroup(TyperGroup):
 
 
 def _load(verb: str) -> Any:
+    module = import_module(f"dspark.cli.{verb}")
+    if hasattr(module, "app"):  # a verb with sub-verbs
+        return typer.main.get_command(module.app)
     app = typer.Typer(add_completion=False, context_settings=HELP_OPTIONS)
-    app.command(name=verb)(import_module(f"dspark.cli.{verb}").command)
+    app.command(name=verb)(module.command)
     return typer.main.get_command(app)
 
 

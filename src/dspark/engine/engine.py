@@ -14,9 +14,11 @@ from itertools import count
 from time import perf_counter
 
 from dspark.core import Request, SamplingParams, StepOutput, StepStats
+from dspark.engine.adaptive import PolicyTables
+from dspark.engine.policies import Policy
 from dspark.engine.queue import RequestQueue
 from dspark.engine.runner import Runner
-from dspark.engine.scheduler import Policy, Scheduler, parse_policy
+from dspark.engine.scheduler import Scheduler, parse_policy
 from dspark.errors import ConfigError, RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
@@ -35,6 +37,7 @@ class Engine:
         slots: requests that run at the same time.
         max_len: longest text, prompt included, in tokens; at most what the target was made for.
         seed: of the random numbers of requests that have no seed of their own.
+        tables: what the policies "causal" and "pipelined" know of machine and drafter.
 
     Attributes:
         stats: totals over all steps so far; a caller may put a fresh `StepStats` here.
@@ -51,6 +54,7 @@ class Engine:
         slots: int = 8,
         max_len: int = 2048,
         seed: int = 0,
+        tables: PolicyTables | None = None,
     ) -> None:
         if slots < 1 or max_len < 2:
             raise ConfigError(
@@ -64,7 +68,7 @@ class Engine:
         if policy is None:
             policy = f"fixed:{block_size}" if block_size else "off"
         if isinstance(policy, str):
-            policy = parse_policy(policy, block_size)
+            policy = parse_policy(policy, block_size, tables)
         if policy.needs_confidence and not (drafter and drafter.config.confidence_head):
             raise ConfigError(
                 f"Policy {policy.name} needs confidences, and the drafter gives none",

@@ -1,96 +1,43 @@
-"""How many draft tokens of each request are verified (DSpark §3.2.2).
-
-A policy must not let the fate of a draft token depend on the token itself or on later ones: that
-is what keeps verification lossless when the length varies.
-"""
+"""From a policy to a plan that fits the caches (DSpark §3.2.2)."""
 
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
-from dspark.core import Batch, DraftBlock, Request, VerifyPlan
+from dspark.core import Batch, DraftBlock, VerifyPlan
+from dspark.engine.adaptive import ADAPTIVE, PolicyTables
+from dspark.engine.policies import Fixed, Off, Policy, Threshold
 from dspark.errors import ConfigError
 
-CHOICES = "off, fixed:K with K from 1 to the drafter's block size, or threshold:P"
+CHOICES = "off, fixed:K with K from 1 to the drafter's block size, threshold:P, causal or pipelined"
 
 
-class Policy(ABC):
-    """Decides verify lengths.
-
-    Attributes:
-        name: as it is written on the command line.
-        draft_len: draft tokens to make each round, at most; 0 for plain decoding.
-        needs_confidence: it reads the drafter's confidences.
-    """
-
-    name: str
-    draft_len: int
-    needs_confidence: bool = False
-
-    @abstractmethod
-    def plan(self, requests: Sequence[Request], drafts: DraftBlock) -> Sequence[int]:
-        """Draft tokens to verify of each request, 0 to K."""
-
-
-class Off(Policy):
-    """Plain decoding: nothing is drafted."""
-
-    name, draft_len = "off", 0
-
-    def plan(self, requests: Sequence[Request], drafts: DraftBlock) -> Sequence[int]:
-        return [0] * len(requests)
-
-
-class Fixed(Policy):
-    """The same number of draft tokens for every request in every round."""
-
-    def __init__(self, length: int) -> None:
-        assert length >= 1
-        self.name, self.draft_len = f"fixed:{length}", length
-
-    def plan(self, requests: Sequence[Request], drafts: DraftBlock) -> Sequence[int]:
-        return [self.draft_len] * len(requests)
-
-
-class Threshold(Policy):
-    """Slots up to the first whose confidence c_k is below a limit (the paper's Figure 5).
-
-    Lossless: c_k does not look at draft token k, so a token's fate hangs on earlier ones alone.
-    """
-
-    needs_confidence = True
-
-    def __init__(self, limit: float, block_size: int) -> None:
-        self.name, self.draft_len, self.limit = f"threshold:{limit:g}", block_size, limit
-
-    def plan(self, requests: Sequence[Request], drafts: DraftBlock) -> Sequence[int]:
-        assert drafts.confidence_RK is not None
-        return [
-            next((k for k, sure in enumerate(sure_K) if sure < self.limit), len(sure_K))
-            for sure_K in drafts.confidence_RK.tolist()
-        ]
-
-
-def parse_policy(text: str, block_size: int) -> Policy:
+def parse_policy(text: str, block_size: int, tables: PolicyTables | None = None) -> Policy:
     """A policy by its name.
 
     Args:
-        text: "off", "fixed:K" or "threshold:P".
+        text: "off", "fixed:K", "threshold:P", "causal" or "pipelined".
         block_size: draft tokens the drafter can make in a round; 0 without a drafter.
+        tables: what the adaptive policies know of the machine and the drafter.
 
     Raises:
-        ConfigError: for anything else, naming the choices.
+        ConfigError: for anything else, naming the choices; or an adaptive policy without tables.
     """
     if text == "off":
         return Off()
-    match = re.fullmatch(r"(?:fixed:(\d+)|threshold:(\d*\.?\d+))", text)
+    match = re.fullmatch(r"(?:fixed:(\d+)|threshold:(\d*\.?\d+)|causal|pipelined)", text)
     limit = float(match[2]) if match and match[2] else 0.0
     if match is None or limit > 1:
         raise ConfigError("Unknown policy", found=text, fix=f"Use {CHOICES}")
     if block_size == 0:
         raise ConfigError(f"Policy {text} needs a drafter", fix="Name one, or use the policy off")
+    if text in ADAPTIVE:
+        if tables is None:
+            raise ConfigError(
+                f"Policy {text} needs to know what a round costs on this machine",
+                fix="Measure it with `dspark profile`",
+            )
+        return ADAPTIVE[text](tables, block_size)
     if match[2]:
         return Threshold(limit, block_size)
     length = int(match[1])
@@ -118,7 +65,7 @@ class Scheduler:
         """Verify lengths of the batch's decode requests."""
         if drafts is None:
             return VerifyPlan((0,) * len(batch.decode))
-        lengths = self.policy.plan(batch.decode, drafts)
+        lengths = self.policy.plan(batch, drafts)
         # The anchor itself takes a position too. The bound looks at no token, so it is lossless.
         rooms = [self.max_len - 1 - request.anchor_pos for request in batch.decode]
         return VerifyPlan(tuple(map(min, lengths, rooms)))

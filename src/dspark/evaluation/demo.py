@@ -15,6 +15,7 @@ import torch
 
 from dspark.core import Request, SamplingParams, StepOutput
 from dspark.data.prompts import Prompt
+from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length, wasted_tokens
 from dspark.models.drafter import Drafter
@@ -90,6 +91,7 @@ def run(
     params: SamplingParams,
     *,
     policy: str | None = None,
+    tables: PolicyTables | None = None,
     compare: Any = None,
     show: Show = lambda way, prompt, output: None,
 ) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def run(
     room = min(max(map(len, encoded)) + params.max_new_tokens, target.max_positions)
     engines = {
         "plain": Engine(target, None, slots=1, max_len=room),
-        "dspark": Engine(target, drafter, policy, slots=1, max_len=room),
+        "dspark": Engine(target, drafter, policy, slots=1, max_len=room, tables=tables),
     }
     ways = Ways({way: [] for way in engines})
     if compare is not None:

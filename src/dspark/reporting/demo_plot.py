@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from dspark.artifacts import atomic_write_bytes
-from dspark.errors import ConfigError
-
-PLAIN, DRAFTED, OTHER = "#8a8f98", "#2f7d4f", "#b9bdc4"
+from dspark.reporting.style import OTHER, PLAIN, kind_colour, new_figure, png, tidy
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -19,11 +16,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ConfigError: without matplotlib.
         DataError: when the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("Pictures need matplotlib", fix="pip install 'dspark[report]'") from error
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = new_figure(11, 3.4)
     speeds, domains, slots = figure.subplots(1, 3)
     _speeds(speeds, result)
     _domains(domains, result)
@@ -34,17 +27,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         f"{result['identical_texts']:.0%} of texts identical",
         fontsize=10,
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
-    atomic_write_bytes(path, picture.getvalue())
-
-
-def _tidy(axes: Any, title: str, label: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_ylabel(label, fontsize=9)
-    axes.tick_params(labelsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    atomic_write_bytes(path, png(figure))
 
 
 def _bars(axes: Any, names: list[str], values: list[float], colours: list[str], form: str) -> None:
@@ -61,24 +44,24 @@ def _speeds(axes: Any, result: dict[str, Any]) -> None:
         colours.append(OTHER)
     names += ["this engine,\nplain", f"with the\n{result['drafter']} drafter"]
     values += [result["plain_tokens_per_s"], result["dspark_tokens_per_s"]]
-    colours += [PLAIN, DRAFTED]
+    colours += [PLAIN, kind_colour(result["drafter"])]
     _bars(axes, names, values, colours, ".0f")
-    _tidy(axes, "Speed, prefill included", "tokens per second")
+    tidy(axes, "Speed, prefill included", "tokens per second")
 
 
 def _domains(axes: Any, result: dict[str, Any]) -> None:
     rows = result["domains"]
+    colour = kind_colour(result["drafter"])
     names = [f"{n}\n(τ {row['accepted_length']:.2f})" for n, row in rows.items()]
-    _bars(axes, names, [row["speedup"] for row in rows.values()], [DRAFTED] * len(rows), ".2f")
+    _bars(axes, names, [row["speedup"] for row in rows.values()], [colour] * len(rows), ".2f")
     axes.axhline(1, color=PLAIN, linewidth=1, linestyle="--")
-    _tidy(axes, "Speed-up over plain, by domain", "times")
+    tidy(axes, "Speed-up over plain, by domain", "times")
 
 
 def _slots(axes: Any, result: dict[str, Any]) -> None:
     values = result["accept_by_position"]
-    axes.plot(range(1, len(values) + 1), values, marker="o", color=DRAFTED)
+    axes.plot(range(1, len(values) + 1), values, marker="o", color=kind_colour(result["drafter"]))
     axes.set_ylim(0, 1)
     axes.set_xticks(range(1, len(values) + 1))
-    axes.set_xlabel("draft position", fontsize=9)
     axes.grid(axis="y", alpha=0.3)
-    _tidy(axes, "Accepted, given all before accepted", "share")
+    tidy(axes, "Accepted, given all before accepted", "share", "draft position")

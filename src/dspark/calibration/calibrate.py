@@ -1,0 +1,171 @@
+"""Fit and judge a drafter's confidences (DSpark §3.2.1, Sequential Temperature Scaling).
+
+Suffixes: N rounds, K block slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.calibration.collect import OnProgress, collect
+from dspark.calibration.rounds import Rounds
+from dspark.core import SamplingParams
+from dspark.data.prompts import Prompt
+from dspark.errors import DataError, IncompatibleDrafterError
+from dspark.maths.reliability import auroc, brier, curve, ece, equal_mass_bins, noise_floor
+from dspark.maths.temperature_scaling import sequential_temperature_scaling
+from dspark.models.drafter import Drafter
+from dspark.models.target import Target
+from dspark.tables.calibration import CalibrationEntry, confidence_logits
+
+CHECK_SCHEMA = "dspark.calibration_check/1"
+FEW_ROUNDS = 2000  # their noise alone makes about 1.5 % of ECE
+_MEANS = ("ece_before", "ece_after", "auroc", "noise_floor")
+
+
+def run(
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    part: Path,
+    *,
+    rounds: int,
+    check_share: float,
+    slots: int,
+    seed: int = 0,
+    entry: CalibrationEntry | None = None,
+    on_progress: OnProgress = lambda progress: None,
+) -> tuple[CalibrationEntry, dict[str, Any]]:
+    """Collect rounds, fit an entry on some prompts and judge it on the others.
+
+    Args:
+        prompts: held out from the drafter's training, in the order they are taken.
+        params: the way of sampling that the entry is for, and the length limit of answers.
+        part: where the rounds of an unfinished run are kept; the caller removes it.
+        rounds: rounds wanted for the check, not counting those fitted on.
+        check_share: share of the prompts kept out of fitting.
+        slots: answers made at the same time.
+        seed: decides the draws.
+        entry: judge this one and fit none.
+        on_progress: called after every step.
+
+    Returns:
+        the entry, and the fields of schema dspark.calibration_check/1.
+
+    Raises:
+        IncompatibleDrafterError: the drafter has no confidence head.
+        DataError: there is no round to fit on or to judge, or `part` cannot be written.
+        CheckpointError: a confidence is not a number.
+    """
+    if not drafter.config.confidence_head:
+        raise IncompatibleDrafterError(
+            "The drafter has no confidence head, so there is nothing to calibrate",
+            found=f"kind {drafter.config.kind}",
+            fix="Use a DSpark drafter that was trained with one",
+        )
+    collected = collect(
+        target,
+        drafter,
+        prompts,
+        params,
+        part,
+        rounds=rounds,
+        check_share=check_share,
+        slots=slots,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    if not len(collected.check) or not (entry or len(collected.fit)):
+        raise DataError(
+            "There are no rounds to calibrate with",
+            found=f"{len(collected.fit)} rounds to fit on, {len(collected.check)} to check with, "
+            f"{len(prompts)} prompts, {collected.skipped} of them too long",
+            fix="Give more prompts, or a --check-share nearer to 0.5",
+        )
+    entry = entry or fit(collected.fit, params)
+    figures = judge(collected.check, entry)
+    result = {
+        "target": target.name,
+        "drafter": drafter.config.kind,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "max_new_tokens": params.max_new_tokens,
+        "prompts": collected.check.prompts,
+        "prompts_skipped": collected.skipped,
+        "fit_rounds": entry.rounds,
+        "fit_prompts": entry.prompts,
+        **figures,
+    }
+    return entry, result
+
+
+def fit(rounds: Rounds, params: SamplingParams) -> CalibrationEntry:
+    """A table entry from rounds made with `params`; its metrics are empty."""
+    temperatures_K = sequential_temperature_scaling(
+        confidence_logits(rounds.confidence_NK), rounds.accepted_NK, rounds.valid_NK
+    )
+    block_size = len(temperatures_K)
+    entry = CalibrationEntry(
+        params.temperature,
+        params.top_p,
+        params.top_k,
+        tuple(temperatures_K.tolist()),
+        (0.0,) * block_size,
+        len(rounds),
+        rounds.prompts,
+        params.max_new_tokens,
+    )
+    mean_K = entry.survival(rounds.confidence_NK).mean(axis=0)
+    return replace(entry, mean_survival=tuple(mean_K.tolist()))
+
+
+def judge(rounds: Rounds, entry: CalibrationEntry) -> dict[str, Any]:
+    """How well survival, as the drafter gave it and calibrated, predicts what was accepted.
+
+    Returns:
+        `rounds`, the means over positions and `positions` of schema dspark.calibration_check/1.
+    """
+    raw_NK = np.cumprod(rounds.confidence_NK, axis=1)
+    survival_NK = entry.survival(rounds.confidence_NK)
+    positions = []
+    for k, temperature in enumerate(entry.temperatures):
+        rows = rounds.valid_NK[:, k]
+        row = _position(raw_NK[rows, k], survival_NK[rows, k], rounds.accepted_NK[rows, k])
+        positions.append({"k": k + 1, **row, "temperature": temperature})
+    means = {f"{name}_mean": _mean([row[name] for row in positions]) for name in _MEANS}
+    return {"rounds": len(rounds), **means, "positions": positions}
+
+
+def _position(
+    before_N: NDArray[np.float64], after_N: NDArray[np.float64], accepted_N: NDArray[np.bool_]
+) -> dict[str, Any]:
+    return {
+        "rounds": len(accepted_N),
+        "base_rate": _mean(accepted_N.tolist()),
+        "ece_before": ece(before_N, accepted_N),
+        "ece_after": ece(after_N, accepted_N),
+        "ece_mass_before": ece(before_N, accepted_N, equal_mass_bins(before_N)),
+        "ece_mass_after": ece(after_N, accepted_N, equal_mass_bins(after_N)),
+        "auroc": auroc(after_N, accepted_N),
+        "brier_before": brier(before_N, accepted_N),
+        "brier_after": brier(after_N, accepted_N),
+        "noise_floor": noise_floor(after_N),
+        "curve_before": curve(before_N, accepted_N),
+        "curve_after": curve(after_N, accepted_N),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Mean of the values that are numbers; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else float("nan")

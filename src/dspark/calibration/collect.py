@@ -1,0 +1,288 @@
+"""Rounds to calibrate with: what the drafter was sure of, and what the target accepted.
+
+Every draft is verified whole, and answers are collected whole, so that short ones are not
+favoured. Which prompts count follows from their order alone, not from how many run at once or
+from where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dspark.artifacts import append_jsonl, cache_dir, read_jsonl, repair_jsonl
+from dspark.calibration.rounds import Rounds, to_arrays
+from dspark.core import Request, RoundRecord, SamplingParams
+from dspark.data import files
+from dspark.data.prompts import Prompt, load_prompts, spread
+from dspark.engine.engine import Engine
+from dspark.errors import DataError, RequestError
+from dspark.models.drafter import Drafter
+from dspark.models.target import Target
+
+MAX_PROMPT = 768  # tokens; longer prompts are skipped, since caches are made for the longest
+_FLUSH_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Rounds to fit on and rounds to check with; no prompt is in both.
+
+    Attributes:
+        skipped: prompts too long to be answered.
+    """
+
+    fit: Rounds
+    check: Rounds
+    skipped: int
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far collecting is: rounds made so far for either part, answers under way included."""
+
+    fit_rounds: int = 0
+    check_rounds: int = 0
+    skipped: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+# ---------------------------------------------------------------------------------- prompts
+
+
+def choose_prompts(
+    data: Sequence[Path], exclude: Sequence[Path] = (), limit: int | None = None, seed: int = 0
+) -> list[Prompt]:
+    """Prompts of several files without those trained on, shuffled, domains in turn.
+
+    Args:
+        exclude: JSON-lines files whose rows carry the `id` of a prompt to leave out.
+        limit: keep this many; None keeps all.
+
+    Raises:
+        DataError: a file is missing or damaged, two prompts share an id, or none is left.
+    """
+    prompts: dict[str, Prompt] = {}
+    for path in data:
+        for prompt in load_prompts(path):
+            if prompts.setdefault(prompt.id, prompt).messages != prompt.messages:
+                raise DataError(
+                    f"two prompts have the id {prompt.id}",
+                    found=f"the second one in {path}",
+                    fix="Give each prompt an id of its own",
+                )
+    known = {name for path in exclude for name in _ids(path)}
+    left = [prompt for name, prompt in prompts.items() if name not in known]
+    if not left:
+        raise DataError(
+            "no prompt is left to calibrate with",
+            found=f"{len(prompts)} prompts, all of them in the files to exclude",
+            fix="Give prompts that the drafter was not trained on",
+        )
+    random.Random(seed).shuffle(left)
+    return spread(left, limit or len(left))
+
+
+def _ids(path: Path) -> Iterator[str]:
+    for line, row in files.read_jsonl(path):
+        if "id" not in row:
+            raise DataError(f"{files.place(path, line)} has no id", fix="Give a file of answers")
+        yield str(row["id"])
+
+
+def in_check(prompt_id: str, share: float) -> bool:
+    """Whether a prompt is kept out of fitting; `share` of the prompts are, on average.
+
+    It depends on nothing but the id and the share, and a larger share keeps what a smaller one
+    did: a table fitted in one run is never judged on its own prompts in another.
+    """
+    return random.Random(prompt_id).random() < share
+
+
+# ---------------------------------------------------------------------------------- the run
+
+
+def part_file(prompts: Sequence[Prompt], params: SamplingParams, seed: int, **more: object) -> Path:
+    """Where the rounds of unfinished runs with these very prompts and options are kept.
+
+    Args:
+        more: what else decides the rounds (weights, arithmetic).
+    """
+    asked = [[prompt.id, prompt.messages] for prompt in prompts]
+    decisive = json.dumps([asked, asdict(params), seed, sorted(more.items())])
+    name = hashlib.sha256(decisive.encode(errors="surrogatepass")).hexdigest()[:16]
+    return cache_dir() / "calibration" / f"{name}.rounds.jsonl"
+
+
+def collect(
+    target: Target,
+    drafter: Drafter,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    part: Path,
+    *,
+    rounds: int,
+    check_share: float,
+    slots: int,
+    seed: int = 0,
+    on_progress: OnProgress = lambda progress: None,
+) -> Collected:
+    """Answer prompts until the check part has `rounds` rounds, or prompts run out.
+
+    Args:
+        drafter: with a confidence head; every draft is verified whole.
+        prompts: with distinct ids, in the order they are taken.
+        params: how answers are drawn; each prompt gets a seed of its own.
+        part: file that finished answers' rounds are kept in; a run that finds it goes on there.
+        check_share: share of the prompts that are kept out of fitting.
+        slots: answers made at the same time.
+        on_progress: called after every step.
+
+    Raises:
+        DataError: the file cannot be written.
+        CheckpointError: a confidence is not a number.
+    """
+    size = drafter.config.block_size
+    room = MAX_PROMPT + params.max_new_tokens
+    engine = Engine(target, drafter, f"fixed:{size}", slots=slots, max_len=room)
+    job = _Job(engine, prompts, params, part, rounds, check_share, seed)
+    try:
+        while True:
+            job.fill()
+            outputs = engine.step()
+            if not outputs:
+                break
+            job.take([output.request for output in outputs if output.finished])
+            on_progress(job.progress())
+    finally:  # finished answers are kept whatever happens
+        job.flush()
+    names = job.enough()
+    fit, check = (
+        to_arrays(
+            (job.done[name] for name in names if in_check(name, check_share) == wanted),
+            size,
+            params.max_new_tokens,
+        )
+        for wanted in (False, True)
+    )
+    return Collected(fit, check, job.finished.skipped)
+
+
+class _Job:
+    """The prompts in order: those walked by are answered, being answered, or too long."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        part: Path,
+        rounds: int,
+        check_share: float,
+        seed: int,
+    ) -> None:
+        self.engine, self.params, self.part, self.seed = engine, params, part, seed
+        self.rounds, self.check_share = rounds, check_share
+        self.left = iter(prompts)
+        self.walked: list[str] = []
+        self.finished = Progress()
+        self.open: dict[Request, str] = {}
+        self.done = self._read_part()
+        self._rows: list[dict[str, Any]] = []
+        self._flushed = time.monotonic()
+
+    def _read_part(self) -> dict[str, Sequence[RoundRecord]]:
+        if not self.part.exists():
+            return {}
+        repair_jsonl(self.part)
+        return {
+            row["prompt"]: [_record(*fields) for fields in row["rounds"]]
+            for row in read_jsonl(self.part)
+        }
+
+    def progress(self) -> Progress:
+        """Rounds of all prompts walked by so far."""
+        now = replace(self.finished)
+        for request, name in self.open.items():
+            self._count(now, name, len(request.rounds))
+        return now
+
+    def _count(self, progress: Progress, name: str, rounds: int) -> None:
+        if in_check(name, self.check_share):
+            progress.check_rounds += rounds
+        else:
+            progress.fit_rounds += rounds
+
+    def fill(self) -> None:
+        """Keep the slots taken until rounds or prompts run out."""
+        slots = self.engine.queue.slots.size
+        while len(self.open) < slots and self.progress().check_rounds < self.rounds:
+            prompt = next(self.left, None)
+            if prompt is None:
+                return
+            if prompt.id in self.done:
+                self.walked.append(prompt.id)
+                self._count(self.finished, prompt.id, len(self.done[prompt.id]))
+            else:
+                self._submit(prompt)
+
+    def _submit(self, prompt: Prompt) -> None:
+        try:
+            ids = self.engine.target.encode_messages(prompt.messages)
+        except RequestError:
+            ids = []
+        if not ids or len(ids) + self.params.max_new_tokens > self.engine.max_len:
+            self.finished.skipped += 1
+            return
+        # A seed of its own makes an answer depend on nothing but its prompt.
+        own = random.Random(f"{self.seed} {prompt.id}").getrandbits(62)
+        self.open[self.engine.submit(ids, replace(self.params, seed=own))] = prompt.id
+        self.walked.append(prompt.id)
+
+    def take(self, finished: Iterable[Request]) -> None:
+        """Keep the rounds of finished answers; they go to disk every few seconds."""
+        for request in finished:
+            name = self.open.pop(request)
+            self.done[name] = request.rounds
+            self._count(self.finished, name, len(request.rounds))
+            self._rows.append({"prompt": name, "rounds": list(map(_fields, request.rounds))})
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was taken to disk."""
+        append_jsonl(self.part, self._rows)
+        self._rows, self._flushed = [], time.monotonic()
+
+    def enough(self) -> list[str]:
+        """The shortest run of prompts from the first with enough rounds; all if there are fewer.
+
+        More were answered when more were running, which should not show in the result.
+        """
+        check_rounds = 0
+        for count, name in enumerate(self.walked, 1):
+            if in_check(name, self.check_share):
+                check_rounds += len(self.done[name])
+            if check_rounds >= self.rounds:
+                return self.walked[:count]
+        return self.walked
+
+
+def _fields(record: RoundRecord) -> list[Any]:
+    counts = [record.verified, record.accepted, record.committed, record.stopped]
+    return [*counts, list(record.confidence)]
+
+
+def _record(
+    verified: int, accepted: int, committed: int, stopped: bool, confidence: Sequence[float]
+) -> RoundRecord:
+    sure = tuple(confidence)
+    return RoundRecord(len(sure), verified, accepted, committed, stopped, sure)

@@ -1,0 +1,86 @@
+"""What draft-and-verify rounds say about each prefix of each draft, as arrays.
+
+Suffixes: N rounds, K block slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.core import RoundRecord
+from dspark.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounds:
+    """Rounds of several answers, side by side.
+
+    Attributes:
+        confidence_NK: c_k as the drafter gave it.
+        accepted_NK: draft tokens 1 … k were all accepted.
+        valid_NK: that is known, see `outcomes`.
+        prompts: answers that the rounds come from.
+    """
+
+    confidence_NK: NDArray[np.float64]
+    accepted_NK: NDArray[np.bool_]
+    valid_NK: NDArray[np.bool_]
+    prompts: int
+
+    def __len__(self) -> int:
+        return len(self.confidence_NK)
+
+
+def outcomes(
+    records: Sequence[RoundRecord], block_size: int, max_new_tokens: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """What the rounds of one whole answer say about each prefix of each draft.
+
+    A prefix is known to be accepted as far as tokens were, and known not to be from the first
+    rejection on. Nothing is known behind an accepted stop token, and nothing is used behind the
+    length limit: there only rejections could be seen.
+
+    Returns:
+        (accepted_NK, valid_NK).
+    """
+    slots_K = np.arange(1, block_size + 1)
+    accepted = np.zeros((len(records), block_size), dtype=np.bool_)
+    valid = np.zeros_like(accepted)
+    room = max_new_tokens - 1  # the first token comes with the prompt and belongs to no round
+    for n, record in enumerate(records):
+        # A token drawn after the accepted ones shows that the next slot was judged.
+        rejected = record.committed > record.accepted and record.accepted < record.verified
+        accepted[n] = slots_K <= record.accepted
+        valid[n] = (slots_K <= room) & (accepted[n] | rejected)
+        room -= record.committed
+    return accepted, valid
+
+
+def to_arrays(
+    answers: Iterable[Sequence[RoundRecord]], block_size: int, max_new_tokens: int
+) -> Rounds:
+    """Rounds of whole answers, put together.
+
+    Raises:
+        CheckpointError: a confidence is not a number.
+    """
+    answers = list(answers)
+    parts = [outcomes(records, block_size, max_new_tokens) for records in answers]
+    sure = [record.confidence for records in answers for record in records]
+    confidence = np.array(sure, dtype=np.float64).reshape(-1, block_size)
+    if not np.isfinite(confidence).all():
+        raise CheckpointError(
+            "The drafter's confidences are not numbers",
+            fix="Its weights are damaged: copy or train it again",
+        )
+    empty = np.zeros((0, block_size), dtype=np.bool_)
+    return Rounds(
+        confidence,
+        np.concatenate([empty, *(accepted for accepted, _ in parts)]),
+        np.concatenate([empty, *(valid for _, valid in parts)]),
+        len(answers),
+    )

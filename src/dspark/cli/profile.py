@@ -1,0 +1,109 @@
+"""`dspark profile`: measure what a round costs on this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DrafterOption,
+    DtypeOption,
+    TargetOption,
+    ThreadsOption,
+    check_writable,
+    find_drafter,
+    load_models,
+)
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from dspark.tables.cost import CostTable
+
+
+def command(
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = DEFAULT_DRAFTER,
+    users: Annotated[int, typer.Option(min=1, help="Most requests in a batch.")] = 64,
+    context: Annotated[int, typer.Option(min=1, help="Cache positions of each request.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each size.")] = 9,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the table here too (dspark.cost/1)."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it into this PNG.")] = None,
+) -> None:
+    """Measure draft and verify time over batch sizes, for the policies causal and pipelined.
+
+    The table is kept where the other verbs find it. It holds for this machine, these threads,
+    this target, dtype and drafter. Let nothing else run meanwhile.
+
+    Examples:
+
+        dspark profile
+
+        dspark profile --users 16 --context 512 --plot cost.png
+    """
+    folder = find_drafter(drafter, target)
+    if folder is None:
+        raise ConfigError("There is nothing to schedule without a drafter", fix="Name a drafter")
+    for path in (json_file, plot):
+        if path is not None:
+            check_writable(path)
+    from dspark.artifacts import provenance
+    from dspark.profiling.costs import cost_key, default_path, measure
+
+    model, draft_model = load_models(target, drafter, dtype, threads)
+    key = cost_key(model, folder)
+    with Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} repeats"),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=repeats)
+        table = measure(
+            model,
+            draft_model,
+            key,
+            users=users,
+            context=context,
+            repeats=repeats,
+            on_repeat=lambda done, all_: bar.update(task, completed=done),
+        )
+    record = provenance("dspark profile", {}, [folder])
+    places = [default_path(key)] + ([json_file] if json_file else [])
+    for place in places:
+        table.save(place, record)
+    if plot is not None:
+        from dspark.reporting.cost_plot import draw
+
+        draw(table, plot)
+    console = Console(highlight=False)
+    console.print(_shown(table))
+    console.print(f"kept in {places[0]}", markup=False, soft_wrap=True)
+
+
+def _shown(table: CostTable) -> Table:
+    """The measured points as a table."""
+    key = table.key
+    shown = Table(title=escape(f"{key.target}, {key.dtype}, {key.threads} threads"))
+    for heading in ("batch tokens", "verify ms", "a token ms"):
+        shown.add_column(heading, justify="right")
+    for tokens, seconds in table.verify:
+        shown.add_row(str(tokens), f"{1e3 * seconds:.2f}", f"{1e3 * seconds / tokens:.2f}")
+    shown.add_section()
+    for requests, seconds in table.draft:
+        shown.add_row(f"draft for {requests}", f"{1e3 * seconds:.2f}", "")
+    return shown

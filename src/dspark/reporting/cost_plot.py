@@ -1,0 +1,44 @@
+"""Picture of a cost table: the staircase of verification, and drafting beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dspark.artifacts import atomic_write_bytes
+from dspark.reporting.style import PLAIN, kind_colour, new_figure, png, tidy
+from dspark.tables.cost import CostTable, envelope
+
+
+def draw(table: CostTable, path: Path) -> None:
+    """Draw a cost table into a PNG.
+
+    Raises:
+        ConfigError: without matplotlib.
+        DataError: when the file cannot be written.
+    """
+    figure = new_figure(9, 3.4)
+    steps, tokens = figure.subplots(1, 2)
+    sizes = np.array([size for size, _ in table.verify])
+    times = 1e3 * np.array([seconds for _, seconds in table.verify])
+    curve = 1e3 * table.verify_s(int(sizes[-1]))
+    steps.plot(sizes, times, "o-", color=kind_colour("dspark"), label="verify", markersize=4)
+    steps.plot(envelope(curve), "--", color=PLAIN, linewidth=1, label="convex envelope")
+    if table.draft:
+        requests, drafts = zip(*table.draft, strict=True)
+        label = "draft (over requests)"
+        colour = kind_colour("dflash")
+        steps.plot(requests, 1e3 * np.array(drafts), "s-", color=colour, label=label, markersize=4)
+    steps.set_ylim(bottom=0)
+    steps.legend(fontsize=8, frameon=False)
+    tidy(steps, "time of a step", "milliseconds", "batch tokens")
+    tokens.loglog(sizes, 1e3 * sizes / times, "o-", color=kind_colour("dspark"), markersize=4)
+    tidy(tokens, "tokens through the target", "tokens/s", "batch tokens")
+    key = table.key
+    figure.suptitle(
+        f"{key.target}, {key.dtype}, {key.threads} threads, {table.context} positions of context, "
+        f"{key.machine}",
+        fontsize=9,
+    )
+    atomic_write_bytes(path, png(figure))

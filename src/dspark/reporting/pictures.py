@@ -1,0 +1,330 @@
+"""Each of the paper's figures from what was measured: its data, its drawing, its caption.
+
+Every function gives the blocks of a page: the picture, or what is missing and which command
+makes it. Captions are worded from the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from dspark.reporting import series
+from dspark.reporting.figures import Bar, Curve, Panel, draw_bars, draw_panels, kind_curves
+from dspark.reporting.load import Results
+from dspark.reporting.page import Block, Missing, Picture
+from dspark.reporting.records import UNKNOWN, CalibrationCheck, HeadCost
+from dspark.reporting.series import Line, Point
+from dspark.reporting.style import (
+    DASHES,
+    DOMAIN_COLOURS,
+    KIND_MARKERS,
+    PLAIN,
+    kind_colour,
+    ramp,
+)
+from dspark.reporting.tables import number
+
+LENGTH = "accepted length, tokens a round"
+DATA = "--data eval/gsm8k.jsonl --data eval/mbpp.jsonl --data eval/alpaca.jsonl --temperature 1"
+STUDIES = ("depth", "block_size", "budget", "head", "vocabulary")
+COMMANDS = {
+    "main": f"dspark eval {DATA} --drafter dspark --drafter dflash --json results/eval.json",
+    "threshold": f"dspark eval {DATA} --threshold 0.3 --threshold 0.6 --threshold 0.9 "
+    "--study threshold --json results/eval_threshold.json",
+    "calibration": "dspark calibrate --data PROMPTS.jsonl --json results/calibration.json",
+    "head_cost": "dspark bench head --json results/head_cost.json",
+    "demo": "dspark demo --compare transformers --json results/demo.json",
+    "train_log": "dspark train --config RECIPE.toml",
+} | {
+    study: f"dspark eval {DATA} --drafter A=FOLDER --drafter B=FOLDER --study {study} "
+    f"--json results/eval_{study}.json"
+    for study in STUDIES
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that was read, and the temperature figures are to show (unset: see `at_temperature`)."""
+
+    results: Results
+    lines: list[Line]
+    temperature: float | None = None
+
+    def pick(self, some: Sequence[Line]) -> list[Line]:
+        """Those of these lines that a figure shows."""
+        return series.at_temperature(some, self.temperature)
+
+    def missing(self, what: str, key: str, some: Sequence[Line] = ()) -> Missing:
+        """Why nothing is shown."""
+        there = ", ".join(f"{t:g}" for t in series.temperatures(some))
+        if there:
+            what = f"{what} at temperature {self.temperature:g} (measured at {there})"
+        return Missing(f"{what}.", COMMANDS[key])
+
+
+def ends(curves: Sequence[Curve], form: str = ".2f") -> str:
+    """First and last known height of each curve, in words."""
+    words = []
+    for curve in curves:
+        known = [y for _, y, _ in curve.points if not math.isnan(y)]
+        if len(known) > 1:
+            words.append(f"{curve.label} {number(known[0], form)} → {number(known[-1], form)}")
+        elif known:
+            words.append(f"{curve.label} {number(known[0], form)}")
+    return "; ".join(words)
+
+
+def positions(evidence: Evidence) -> list[Block]:
+    """Figure 2: conditional acceptance by slot, one panel a domain."""
+    main = series.of_study(evidence.lines, None)
+    some = evidence.pick(main)
+    if not some:
+        return [evidence.missing("No acceptance by position was measured", "main", main)]
+    names = list(zip((line.kind for line in some), series.labels(some), strict=True))
+    panels = list[Panel]()
+    for domain in series.domains(some):
+        rows = [[row for row in line.rows if row.domain == domain] for line in some]
+        points = dict(zip(names, map(series.acceptance_by_position, rows), strict=True))
+        curves = kind_curves(points)
+        ylabel = "" if panels else "accepted, given all before it were (share)"
+        panel = Panel(domain, "draft slot", ylabel, curves, share=True, whole_x=True, band=True)
+        panels.append(panel)
+    caption = (
+        f"Share of rounds in which a slot's token is accepted once all before it were, at "
+        f"temperature {some[0].temperature:g}, with 95 % intervals over prompts; slots that fewer "
+        f"than {series.MIN_ROUNDS} rounds of a domain reached are left out. From the first slot "
+        f"to the last that all domains have, mean over domains: {ends(_over_panels(panels))}."
+    )
+    return [Picture("acceptance_by_position.png", draw_panels(panels), caption)]
+
+
+def _over_panels(panels: Sequence[Panel]) -> list[Curve]:
+    """The mean of the panels' curves of one name, for the slots that all of them have."""
+    by_name: dict[str, dict[float, list[float]]] = {}
+    for panel in panels:
+        for curve in panel.curves:
+            for x, y, _ in curve.points:
+                by_name.setdefault(curve.label, {}).setdefault(x, []).append(y)
+    curves = []
+    for label, heights in by_name.items():
+        most = max(map(len, heights.values()))
+        whole = [(x, series.mean(ys), UNKNOWN) for x, ys in heights.items() if len(ys) == most]
+        curves.append(Curve(label, sorted(whole), ""))
+    return curves
+
+
+def depth(evidence: Evidence) -> list[Block]:
+    """Figure 3: accepted_length by draft layers."""
+    study = series.of_study(evidence.lines, "depth")
+    some = evidence.pick(study)
+    if not some:
+        return [evidence.missing("No study of depth was measured", "depth", study)]
+    curves = kind_curves(series.by_x(some, lambda line: line.shape.num_layers))
+    panel = Panel("", "draft layers", LENGTH, curves, whole_x=True)
+    caption = (
+        f"accepted_length by the number of draft layers, mean over domains, at temperature "
+        f"{some[0].temperature:g}; bars are 95 % intervals. From fewest to most layers: "
+        f"{ends(curves)}."
+    )
+    return [Picture("depth.png", draw_panels([panel]), caption)]
+
+
+def block_size(evidence: Evidence) -> list[Block]:
+    """Figure 4: accepted_length by block size, and what the sequential head costs."""
+    study = series.of_study(evidence.lines, "block_size")
+    some = evidence.pick(study)
+    lengths = series.by_x(some, lambda line: line.shape.block_size)
+    costs = _head_costs(evidence.results)
+    names = dict.fromkeys([*lengths, *costs])  # one name, one dash, in both panels
+    panels, words, blocks = [], [], list[Block]()
+    if lengths:
+        curves = kind_curves({name: lengths.get(name, []) for name in names})
+        panels.append(Panel("Accepted", "block size, tokens", LENGTH, curves, whole_x=True))
+        words.append(
+            f"accepted_length by block size, mean over domains, at temperature "
+            f"{some[0].temperature:g}, with 95 % intervals: {ends(curves)}."
+        )
+    else:
+        blocks.append(evidence.missing("No study of block size was measured", "block_size", study))
+    if costs:
+        curves = kind_curves({name: costs.get(name, []) for name in names})
+        ylabel = "sequential head, % of a round's time"
+        panels.append(Panel("Cost", "block size, tokens", ylabel, curves, whole_x=True))
+        words.append(
+            f"The sequential head's share of a round, in %, from the smallest block to the "
+            f"largest: {ends(curves)}."
+        )
+    else:
+        what = "The cost of the sequential head was not measured"
+        blocks.append(evidence.missing(what, "head_cost"))
+    if panels:
+        blocks.insert(0, Picture("block_size.png", draw_panels(panels), " ".join(words)))
+    return blocks
+
+
+def _head_costs(results: Results) -> dict[tuple[str, str], list[Point]]:
+    """The head's share of a round in % by block size; heads are dspark's."""
+    curves: dict[tuple[str, str], list[Point]] = {}
+    for _, record in results.of(HeadCost):
+        for row in record.rows:
+            head = f"{row.markov_head_type} head" if row.markov_head_type else "no head"
+            point = (row.block_size, 100 * row.share, UNKNOWN)
+            curves.setdefault(("dspark", f"dspark, {head}"), []).append(point)
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def thresholds(evidence: Evidence) -> list[Block]:
+    """Figure 5: what a static confidence threshold does, by domain."""
+    swept = [line for line in evidence.lines if line.threshold is not None]
+    some = evidence.pick(swept)
+    if not some:
+        return [evidence.missing("No threshold sweep was measured", "threshold", swept)]
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in sorted(some, key=lambda line: line.threshold or 0.0):
+        groups.setdefault((line.drafter, line.file), []).append(line)
+    rates, lengths = [], []
+    for place, ((drafter, _), group) in enumerate(groups.items()):
+        for domain in series.domains(group):
+            label = domain if len(groups) == 1 else f"{domain}, {drafter}"
+            colour = DOMAIN_COLOURS.get(domain, PLAIN)
+            dash = DASHES[place % len(DASHES)]
+            points = _sweep(group, domain)
+            rates.append(Curve(label, points[0], colour, dash=dash))
+            lengths.append(Curve(label, points[1], colour, dash=dash))
+    xlabel = "confidence threshold"
+    panels = [
+        Panel("Accepted of the verified", xlabel, "share of draft tokens", rates, share=True),
+        Panel("Accepted length", xlabel, LENGTH, lengths),
+    ]
+    caption = (
+        f"A draft is cut before the first slot whose confidence is below the threshold; "
+        f"temperature {some[0].temperature:g}. From the lowest threshold to the highest, accepted "
+        f"share of the verified draft tokens: {ends(rates, '.1%')}; accepted_length: "
+        f"{ends(lengths)}."
+    )
+    return [Picture("thresholds.png", draw_panels(panels), caption)]
+
+
+def _sweep(group: Sequence[Line], domain: str) -> tuple[list[Point], list[Point]]:
+    """(threshold, accepted share of the verified) and (threshold, accepted_length)."""
+    rates, lengths = list[Point](), list[Point]()
+    for line in group:
+        assert line.threshold is not None
+        rows = [row for row in line.rows if row.domain == domain]
+        rates.append((line.threshold, series.acceptance_rate(rows), UNKNOWN))
+        lengths.append((line.threshold, line.by_domain.get(domain, math.nan), UNKNOWN))
+    return rates, lengths
+
+
+def reliability(name: str, check: CalibrationCheck, file: str) -> Picture:
+    """Figure 6: predicted against observed survival by slot, before and after calibration."""
+    colours = ramp(len(check.positions))
+    panels = []
+    for title in ("before", "after"):
+        curves = []
+        for colour, slot in zip(colours, check.positions, strict=True):
+            after = title == "after"
+            curve = slot.curve_after if after else slot.curve_before
+            error = slot.ece_after if after else slot.ece_before
+            bins = zip(curve.predicted, curve.observed, curve.count, strict=False)
+            kept = [(x, y, n) for x, y, n in bins if n and not math.isnan(x + y)]
+            points = [(x, y, UNKNOWN) for x, y, _ in kept]
+            label = f"slot {slot.k}: ECE {number(error, '.1%')}"
+            weights = [float(n) for _, _, n in kept]
+            curves.append(Curve(label, points, colour, weights=weights))
+        ylabel = "observed share" if title == "before" else ""
+        panels.append(
+            Panel(
+                f"{title.capitalize()} calibration",
+                "predicted that the prefix is accepted (share)",
+                ylabel,
+                curves,
+                share=True,
+                diagonal=True,
+                own_legend=True,
+            )
+        )
+    caption = (
+        f"{name}: how often the prefix up to a slot was accepted against how often that was "
+        f"predicted; on the dashed line the two agree, larger dots hold more rounds. The mean ECE "
+        f"over slots goes from {number(check.ece_before_mean, '.2%')} to "
+        f"{number(check.ece_after_mean, '.2%')}; a perfect predictor would show about "
+        f"{number(check.noise_floor_mean, '.2%')} on {check.rounds:,d} rounds."
+    )
+    return Picture(file, draw_panels(panels), caption)
+
+
+def budget(evidence: Evidence) -> list[Block]:
+    """accepted_length by how much of the training budget was used."""
+    study = [line for line in series.of_study(evidence.lines, "budget") if _minutes(line)]
+    some = evidence.pick(study)
+    if not some:
+        return [evidence.missing("No study of the training budget was measured", "budget", study)]
+    curves = kind_curves(series.by_x(some, _minutes))
+    panel = Panel("", "training, minutes", LENGTH, curves)
+    shares = "; ".join(
+        f"{curve.label} " + ", ".join(f"{p[1]:.2f} at {p[0] / last:.0%}" for p in curve.points)
+        for curve in curves
+        if (last := curve.points[-1][0])
+    )
+    caption = (
+        f"accepted_length by training time, mean over domains, at temperature "
+        f"{some[0].temperature:g}; bars are 95 % intervals. In shares of each longest training: "
+        f"{shares}."
+    )
+    return [Picture("budget.png", draw_panels([panel]), caption)]
+
+
+def _minutes(line: Line) -> float | None:
+    seconds = None if line.training is None else line.training.elapsed_s
+    return None if seconds is None else seconds / 60
+
+
+def study_bars(
+    evidence: Evidence, study: str, what: str, more: Callable[[Line], str] = lambda line: ""
+) -> list[Block]:
+    """A study's drafters as bars; `more` adds to their names."""
+    measured = series.of_study(evidence.lines, study)
+    some = evidence.pick(measured)
+    if not some:
+        return [evidence.missing(f"No study of the {what} was measured", study, measured)]
+    bars = [
+        Bar(label + more(line), line.accepted_length, line.interval, kind_colour(line.kind))
+        for label, line in zip(series.labels(some), some, strict=True)
+    ]
+    values = "; ".join(f"{bar.label} {number(bar.value)}" for bar in bars)
+    caption = (
+        f"accepted_length by {what}, mean over domains, at temperature "
+        f"{some[0].temperature:g}, with 95 % intervals: {values}."
+    )
+    return [Picture(f"{study}.png", draw_bars(bars, LENGTH), caption)]
+
+
+def training_curves(evidence: Evidence) -> list[Block]:
+    """Held-out accepted_length against minutes, one curve a log."""
+    logs = evidence.results.train_logs
+    if not logs:
+        return [Missing("No training log was found (train_log*.jsonl).", COMMANDS["train_log"])]
+    curves, names = {}, list(map(_run_name, logs))
+    for (file, measures), name in zip(logs.items(), names, strict=True):
+        label = name if names.count(name) == 1 else file
+        kind = next((kind for kind in KIND_MARKERS if kind in label), "")
+        points = [(held.minutes, held.accepted_length, UNKNOWN) for held in measures]
+        curves[kind, label] = points
+    drawn = kind_curves(curves)
+    panel = Panel("", "training, minutes", "held-out " + LENGTH, drawn)
+    caption = (
+        f"Teacher-forced estimate of accepted_length on held-out answers during training. From "
+        f"the first measure to the last: {ends(drawn)}."
+    )
+    return [Picture("training_curves.png", draw_panels([panel]), caption)]
+
+
+def _run_name(file: str) -> str:
+    """A log's name without what all logs are called, or else its folder's."""
+    folder, *below, name = PurePosixPath(file).parts
+    own = name.removeprefix("train_log").replace(".jsonl", "").strip("_-. ")
+    return "/".join(filter(None, [*below, own])) or folder

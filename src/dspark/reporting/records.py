@@ -1,0 +1,226 @@
+"""The result files a report is made from, field by field, as their schemas say."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+
+def _nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _no_interval(value: Any) -> Any:
+    return (math.nan, math.nan) if value is None else value
+
+
+# JSON has no word for nan, so result files say null where a number is not known.
+Number = Annotated[float, BeforeValidator(_nan)]
+Interval = Annotated[tuple[Number, Number], BeforeValidator(_no_interval)]
+UNKNOWN: tuple[float, float] = (math.nan, math.nan)
+
+
+class Record(BaseModel):
+    """Base of all schemas: read-only; keys the report does not show are left alone."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Cpu(Record):
+    """The processor a file was made on."""
+
+    model: str = ""
+    count: int = 0
+
+
+class Provenance(Record):
+    """How a file came about (`artifacts.provenance`)."""
+
+    command: str = ""
+    argv: list[str] = []
+    made_at: str = ""
+    versions: dict[str, str | None] = {}
+    platform: str = ""
+    cpu: Cpu = Cpu()
+    seeds: dict[str, int] = {}
+    inputs: dict[str, str] = {}
+
+
+# ------------------------------------------------------------------------------ dspark.eval/1
+
+
+class Shape(Record):
+    """What a drafter is built like."""
+
+    num_layers: int
+    block_size: int
+    markov_head_type: str | None = None
+    draft_vocab_size: int | None = None
+    parameters: int
+
+
+class Training(Record):
+    """What a drafter's training took."""
+
+    anchors: int | None = None
+    elapsed_s: float | None = None
+    response_tokens: int | None = None
+
+
+class PerPrompt(Record):
+    """Rounds by prompt, and by prompt and slot how often the slot was reached and accepted."""
+
+    rounds: list[int]
+    accepted: list[list[int]]
+    reached: list[list[int]]
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> PerPrompt:
+        shapes = [list(map(len, counts)) for counts in (self.accepted, self.reached)]
+        if shapes[0] != shapes[1] or len(shapes[0]) != len(self.rounds) or len({*shapes[0]}) != 1:
+            raise ValueError("counts by prompt and slot differ in their lengths")
+        return self
+
+
+class EvalRow(Record):
+    """One drafter on one dataset at one temperature under one policy."""
+
+    drafter: str
+    kind: str
+    shape: Shape
+    training: Training | None = None
+    dataset: str
+    domain: str
+    temperature: float
+    policy: str
+    prompts: int
+    new_tokens: int
+    rounds: int
+    accepted_length: Number
+    accepted_length_ci: Interval = UNKNOWN
+    verified_tokens: int
+    wasted_tokens: int
+    per_prompt: PerPrompt
+
+
+class Gain(Record):
+    """Relative gain in macro accepted_length over another drafter; 0.1 is 10 %."""
+
+    gain: Number
+    ci: Interval = UNKNOWN
+
+
+class Macro(Record):
+    """Means of one drafter's rows at one temperature under one policy, by domain and over them."""
+
+    drafter: str
+    temperature: float
+    policy: str
+    by_domain: dict[str, Number]
+    accepted_length: Number
+    accepted_length_ci: Interval = UNKNOWN
+    gains: dict[str, Gain] = {}
+
+
+class Eval(Record):
+    """Schema dspark.eval/1."""
+
+    target: str
+    dtype: str
+    threads: int
+    max_new_tokens: int
+    study: str | None = None
+    rows: list[EvalRow]
+    macro: list[Macro]
+
+
+# ------------------------------------------------------------------------------ other schemas
+
+
+class Reliability(Record):
+    """Points of a reliability curve: predicted and observed share, and rounds, by bin."""
+
+    predicted: list[Number]
+    observed: list[Number]
+    count: list[int]
+
+
+class Position(Record):
+    """Calibration of one draft slot."""
+
+    k: int
+    rounds: int
+    base_rate: Number
+    ece_before: Number
+    ece_after: Number
+    auroc: Number
+    brier_before: Number
+    brier_after: Number
+    noise_floor: Number
+    temperature: Number
+    curve_before: Reliability
+    curve_after: Reliability
+
+
+class CalibrationCheck(Record):
+    """Schema dspark.calibration_check/1."""
+
+    rounds: int
+    fit_rounds: int
+    ece_before_mean: Number
+    ece_after_mean: Number
+    auroc_mean: Number
+    noise_floor_mean: Number
+    positions: list[Position]
+
+
+class DemoDomain(Record):
+    """A domain's figures in a demo."""
+
+    accepted_length: Number
+    speedup: Number
+
+
+class Demo(Record):
+    """Schema dspark.demo/1."""
+
+    target: str
+    drafter: str
+    dtype: str
+    threads: int
+    policy: str | None = None
+    temperature: float
+    prompts: int
+    plain_tokens_per_s: Number
+    dspark_tokens_per_s: Number
+    transformers_tokens_per_s: Number = math.nan
+    speedup: Number
+    accepted_length: Number
+    identical_texts: Number
+    domains: dict[str, DemoDomain] = {}
+
+
+class HeadCostRow(Record):
+    """Time of one round and of its sequential head, in milliseconds."""
+
+    block_size: int
+    markov_head_type: str | None = None
+    round_ms: Number
+    head_ms: Number
+    share: Number
+
+
+class HeadCost(Record):
+    """Schema dspark.head_cost/1."""
+
+    drafter: str
+    rows: list[HeadCostRow]
+
+
+class HeldOut(Record):
+    """A held-out measure in a training log; minutes of training."""
+
+    minutes: float
+    accepted_length: Number

@@ -1,0 +1,179 @@
+"""The page's sections, in the order of the paper's section on experiments."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from dspark.reporting import pictures, series, tables
+from dspark.reporting.load import Source
+from dspark.reporting.page import Block, Facts, Missing, Section
+from dspark.reporting.pictures import COMMANDS, Evidence
+from dspark.reporting.records import CalibrationCheck, Demo, Eval
+from dspark.reporting.series import Line
+from dspark.reporting.tables import Table, texts
+
+ABOUT = (
+    "accepted_length (τ) is the number of tokens committed a round, the target's own token "
+    "included; macro is the mean over domains of the means over their datasets. Intervals are "
+    "95 % and come from drawing prompts anew."
+)
+
+
+def sections(evidence: Evidence) -> list[Section]:
+    """All sections, those too whose data is missing."""
+    return [
+        Section("Summary", _summary(evidence)),
+        Section("Accepted length", _accepted(evidence)),
+        Section("Acceptance by position (Figure 2)", pictures.positions(evidence)),
+        Section("Depth (Figure 3)", pictures.depth(evidence)),
+        Section("Block size and head cost (Figure 4)", pictures.block_size(evidence)),
+        Section("Confidence threshold (Figure 5)", pictures.thresholds(evidence)),
+        Section("Reliability (Figure 6)", _reliability(evidence)),
+        Section("Training budget", pictures.budget(evidence)),
+        Section("Other studies", _others(evidence)),
+        Section("Speed", _speed(evidence)),
+        Section("Training cost", _training(evidence)),
+        Section("Provenance", _provenance(evidence)),
+    ]
+
+
+def targets(evidence: Evidence) -> list[str]:
+    """Names of the targets in evaluations and demos."""
+    found = [record.target for _, record in evidence.results.of(Eval)]
+    found += [record.target for _, record in evidence.results.of(Demo)]
+    return list(dict.fromkeys(found))
+
+
+# ---- the sections that are not one picture --------------------------------------------------
+
+
+def _summary(evidence: Evidence) -> list[Block]:
+    sources, lines = evidence.results.sources, evidence.lines
+    made = sorted(source.provenance.made_at for source in sources if source.provenance.made_at)
+    rows = [
+        ("target", _list(targets(evidence))),
+        ("machine", _list(map(_machine, sources))),
+        ("made", _list([made[0], made[-1]], " to ") if made else ""),
+        ("settings", _list(map(_settings, (e for _, e in evidence.results.of(Eval))))),
+        ("drafters", _list(line.drafter for line in series.of_study(lines, None))),
+        ("datasets", _datasets(lines)),
+        ("temperatures", _list(f"{t:g}" for t in series.temperatures(lines))),
+        ("studies", _list(line.study or "main comparison" for line in lines)),
+        ("files read", str(len(sources))),
+        ("files left out", "; ".join(evidence.results.notes)),
+    ]
+    known = [texts((name, text)) for name, text in rows if text]
+    return [Table("", ["", ""], known, names=2), *_headline(evidence), ABOUT]
+
+
+def _headline(evidence: Evidence) -> list[Block]:
+    """The main comparison in one sentence."""
+    main = series.of_study(evidence.lines, None)
+    some = evidence.pick(main)
+    if not some:
+        return [evidence.missing("No main comparison was measured", "main", main)]
+    values = "; ".join(
+        f"{label} {tables.number(line.accepted_length)}"
+        for label, line in zip(series.labels(some), some, strict=True)
+    )
+    return [f"Macro accepted_length at temperature {some[0].temperature:g}: {values}."]
+
+
+def _list(items: Iterable[str], joint: str = "; ") -> str:
+    """The texts that are not empty, each once."""
+    return joint.join(dict.fromkeys(filter(None, items)))
+
+
+def _settings(record: Eval) -> str:
+    return f"{record.dtype}, {record.threads} threads, up to {record.max_new_tokens} new tokens"
+
+
+def _machine(source: Source) -> str:
+    record = source.provenance
+    if not record.cpu.model:
+        return ""
+    return f"{record.cpu.model}, {record.cpu.count} processors, {record.platform}"
+
+
+def _datasets(lines: list[Line]) -> str:
+    sizes = {row.dataset: row.prompts for line in lines for row in line.rows}
+    return "; ".join(
+        f"{domain}: " + ", ".join(f"{name} ({sizes[name]} prompts)" for name in names)
+        for domain, names in series.datasets(lines).items()
+    )
+
+
+def _accepted(evidence: Evidence) -> list[Block]:
+    main = series.of_study(evidence.lines, None)
+    if not main:
+        return [evidence.missing("No main comparison was measured", "main")]
+    blocks = list[Block]()
+    for temperature in reversed(series.temperatures(main)):
+        some = series.at_temperature(main, temperature)
+        title = f"accepted_length at temperature {temperature:g}"
+        blocks.append(tables.accepted_lengths(some, title))
+        title = f"Gain of dspark in macro accepted_length at temperature {temperature:g}"
+        table = tables.gains(some, title)
+        what = f"No gain of dspark over another drafter at temperature {temperature:g} is known."
+        blocks.append(table or Missing(what, COMMANDS["main"]))
+    return [*blocks, "The largest number of a column is bold."]
+
+
+def _reliability(evidence: Evidence) -> list[Block]:
+    found = evidence.results.of(CalibrationCheck)
+    if not found:
+        return [Missing("No calibration was checked.", COMMANDS["calibration"])]
+    blocks = list[Block]()
+    for number, (name, check) in enumerate(found, 1):
+        file = "reliability.png" if number == 1 else f"reliability_{number}.png"
+        blocks += [pictures.reliability(name, check, file), tables.calibration(name, check)]
+    return blocks
+
+
+def _others(evidence: Evidence) -> list[Block]:
+    return [
+        *pictures.study_bars(evidence, "head", "sequential head"),
+        *pictures.study_bars(evidence, "vocabulary", "draft vocabulary", _vocabulary),
+    ]
+
+
+def _vocabulary(line: Line) -> str:
+    size = line.shape.draft_vocab_size
+    return f" ({size:,d} tokens)" if size else " (all tokens)"
+
+
+def _speed(evidence: Evidence) -> list[Block]:
+    found = evidence.results.of(Demo)
+    if not found:
+        return [Missing("No speed was measured.", COMMANDS["demo"])]
+    return [tables.demos(found), tables.demo_domains(found)]
+
+
+def _training(evidence: Evidence) -> list[Block]:
+    table = tables.training_cost(evidence.lines)
+    what = "No evaluation file tells what a drafter's training took."
+    return [table or Missing(what, COMMANDS["main"]), *pictures.training_curves(evidence)]
+
+
+def _provenance(evidence: Evidence) -> list[Block]:
+    return ["Every file behind this page, and how it was made.", *map(_facts, _sources(evidence))]
+
+
+def _sources(evidence: Evidence) -> list[Source]:
+    return sorted(evidence.results.sources, key=lambda source: source.name)
+
+
+def _facts(source: Source) -> Facts:
+    record = source.provenance
+    rows = [
+        ("schema", source.schema),
+        ("SHA-256", source.sha256),
+        ("command", shlex.join(record.argv) or record.command),
+        ("made", record.made_at),
+        ("machine", _machine(source)),
+        ("versions", ", ".join(f"{name} {v}" for name, v in record.versions.items() if v)),
+        ("seeds", ", ".join(f"{name} {seed}" for name, seed in record.seeds.items())),
+        ("inputs", ", ".join(f"{name} {digest}" for name, digest in record.inputs.items())),
+    ]
+    return Facts(source.name, [(name, text) for name, text in rows if text])

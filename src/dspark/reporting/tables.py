@@ -1,0 +1,195 @@
+"""Tables of a report as plain cells: which number stands where, and how it is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dspark.reporting.records import CalibrationCheck, Demo
+from dspark.reporting.series import Line, datasets, labels
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell: a text, a smaller note below it, and whether it stands out."""
+
+    text: str
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table.
+
+    Args:
+        groups: heads above the heads, each over a number of columns.
+        names: how many columns from the left hold names, not numbers.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[Cell]]
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    names: int = 1
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A number, or a dash where it is not known."""
+    return NOTHING if value is None or math.isnan(value) else format(value, form)
+
+
+def interval(ends: tuple[float, float], form: str = ".2f") -> str:
+    """An interval as "1.20 to 1.31"; empty where it is not known."""
+    low, high = ends
+    return "" if math.isnan(low) or math.isnan(high) else f"{low:{form}} to {high:{form}}"
+
+
+def texts(row: Iterable[str]) -> list[Cell]:
+    """Cells without notes."""
+    return [Cell(text) for text in row]
+
+
+def accepted_lengths(some: Sequence[Line], title: str) -> Table:
+    """accepted_length: lines by datasets, grouped by domain, and their macro-average."""
+    groups = datasets(some)
+    names = [dataset for group in groups.values() for dataset in group]
+    rows = []
+    for label, line in zip(labels(some), some, strict=True):
+        found = {row.dataset: (row.accepted_length, row.accepted_length_ci) for row in line.rows}
+        values = [found.get(name, (math.nan, (math.nan, math.nan))) for name in names]
+        values.append((line.accepted_length, line.interval))
+        cells = [Cell(number(value), interval(ends)) for value, ends in values]
+        rows.append([Cell(label), *cells])
+    return Table(
+        title,
+        ["drafter", *names, "macro"],
+        _strong(rows),
+        [("", 1), *((domain, len(group)) for domain, group in groups.items()), ("", 1)],
+    )
+
+
+def _strong(rows: list[list[Cell]]) -> list[list[Cell]]:
+    """Rows with the largest number of each column standing out, where there is a choice."""
+    for column in range(1, len(rows[0]) if len(rows) > 1 else 0):
+        values = [row[column].text for row in rows]
+        best = max((float(v) for v in values if v != NOTHING), default=math.nan)
+        for row, value in zip(rows, values, strict=True):
+            if value != NOTHING and float(value) == best:
+                row[column] = Cell(value, row[column].note, strong=True)
+    return rows
+
+
+def gains(some: Sequence[Line], title: str) -> Table | None:
+    """Gains of the dspark drafters over the others; None if the files hold none."""
+    chosen = [
+        (label, line)
+        for label, line in zip(labels(some), some, strict=True)
+        if line.kind == "dspark" and line.gains
+    ]
+    if not chosen:
+        return None
+    others = list(dict.fromkeys(other for _, line in chosen for other in line.gains))
+    rows = []
+    for label, line in chosen:
+        found = [line.gains.get(other) for other in others]
+        cells = [
+            Cell(number(g.gain, "+.1%"), interval(g.ci, "+.1%")) if g else Cell(NOTHING)
+            for g in found
+        ]
+        rows.append([Cell(label), *cells])
+    return Table(title, ["drafter", *(f"over {other}" for other in others)], rows)
+
+
+def demos(records: Sequence[tuple[str, Demo]]) -> Table:
+    """Speeds of every demo file."""
+    head = ["file", "target", "drafter", "dtype", "threads", "policy", "temperature", "prompts"]
+    head += ["transformers, tokens/s", "plain, tokens/s", "drafted, tokens/s", "speed-up"]
+    head += ["accepted_length", "identical texts"]
+    rows = [
+        texts(
+            [
+                file,
+                demo.target,
+                demo.drafter,
+                demo.dtype,
+                str(demo.threads),
+                demo.policy or NOTHING,
+                f"{demo.temperature:g}",
+                str(demo.prompts),
+                number(demo.transformers_tokens_per_s, ".1f"),
+                number(demo.plain_tokens_per_s, ".1f"),
+                number(demo.dspark_tokens_per_s, ".1f"),
+                number(demo.speedup),
+                number(demo.accepted_length),
+                number(demo.identical_texts, ".0%"),
+            ]
+        )
+        for file, demo in records
+    ]
+    return Table("Speed with and without the drafter, one user", head, rows, names=4)
+
+
+def demo_domains(records: Sequence[tuple[str, Demo]]) -> Table:
+    """Speed-up by domain of every demo file."""
+    names = list(dict.fromkeys(domain for _, demo in records for domain in demo.domains))
+    rows = []
+    for file, demo in records:
+        found = [demo.domains.get(name) for name in names]
+        cells = [
+            Cell(number(d.speedup), f"τ {number(d.accepted_length)}") if d else Cell(NOTHING)
+            for d in found
+        ]
+        rows.append([Cell(file), *cells])
+    return Table("Speed-up by domain, accepted_length (τ) below", ["file", *names], rows)
+
+
+def training_cost(every: Sequence[Line]) -> Table | None:
+    """Size of each drafter and what its training took; None if no file tells of a training."""
+    rows: dict[tuple[str, ...], None] = {}
+    for line in every:
+        if (spent := line.training) is None:
+            continue
+        minutes = None if spent.elapsed_s is None else spent.elapsed_s / 60
+        row = (
+            line.drafter,
+            line.built,
+            str(line.shape.num_layers),
+            str(line.shape.block_size),
+            number(line.shape.draft_vocab_size, ",d"),
+            number(line.shape.parameters, ",d"),
+            number(minutes, ".1f"),
+            number(spent.anchors, ",d"),
+            number(spent.response_tokens, ",d"),
+        )
+        rows[row] = None  # one drafter comes in many lines
+    head = ["drafter", "kind", "layers", "block size", "draft vocabulary", "parameters"]
+    head += ["minutes", "anchors", "response tokens"]
+    return Table("Training", head, [texts(row) for row in rows], names=2) if rows else None
+
+
+def calibration(name: str, check: CalibrationCheck) -> Table:
+    """Calibration by draft slot and its mean."""
+    rows = [
+        texts(
+            [
+                str(p.k),
+                f"{p.rounds:,d}",
+                number(p.base_rate, ".3f"),
+                number(p.temperature),
+                *(number(e, ".2%") for e in (p.ece_before, p.ece_after, p.noise_floor)),
+                *(number(x, ".3f") for x in (p.auroc, p.brier_before, p.brier_after)),
+            ]
+        )
+        for p in check.positions
+    ]
+    means = (check.ece_before_mean, check.ece_after_mean, check.noise_floor_mean)
+    mean_row = ["mean", f"{check.rounds:,d}", NOTHING, NOTHING]
+    mean_row += [*(number(e, ".2%") for e in means), number(check.auroc_mean, ".3f")]
+    rows.append(texts([*mean_row, NOTHING, NOTHING]))
+    head = ["slot", "rounds", "base rate", "temperature", "ECE before", "ECE after"]
+    head += ["noise floor", "AUROC", "Brier before", "Brier after"]
+    return Table(f"Calibration by slot, {name}", head, rows)

@@ -1,0 +1,197 @@
+"""The calibration table: temperatures that make a drafter's confidences probabilities.
+
+It lies in the drafter's folder, belongs to that drafter's weights, and has one entry for each way
+of sampling: acceptance at temperature 0 and at 1 are different events (DSpark §3.2.1).
+
+Suffixes: R requests, K block slots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dspark.artifacts import read_artifact, write_artifact
+from dspark.errors import ConfigError, DataError, IncompatibleDrafterError
+
+SCHEMA = "dspark.calibration/1"
+FILE = "calibration.json"
+_CLIP = 1e-7  # the head's sigmoid may round to 0 or 1, whose logits are not finite
+
+Key = tuple[float, float, int]
+
+
+def confidence_logits(confidence: ArrayLike) -> NDArray[np.float64]:
+    """The head's logits z from c = σ(z), within ±16.1."""
+    c = np.asarray(confidence, dtype=np.float64).clip(_CLIP, 1 - _CLIP)
+    return np.log(c) - np.log1p(-c)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationEntry:
+    """Calibration for one way of sampling.
+
+    Attributes:
+        temperature, top_p, top_k: the way; at temperature 0 the filters do not matter.
+        temperatures: T_1 … T_γ, positive.
+        mean_survival: mean calibrated survival of slots 1 … γ, for a request without history.
+        rounds, prompts: what it was fitted on.
+        max_new_tokens: length limit of the answers it was fitted on.
+        metrics: how it did on rounds kept out of fitting; for people.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    temperatures: tuple[float, ...]
+    mean_survival: tuple[float, ...]
+    rounds: int = 0
+    prompts: int = 0
+    max_new_tokens: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What entries of a table are told apart by."""
+        return _key(self.temperature, self.top_p, self.top_k)
+
+    def calibrated(self, confidence_RK: ArrayLike) -> NDArray[np.float64]:
+        """Calibrated c_k = σ(z_k / T_k), the same shape; K may be less than γ."""
+        logits_RK = confidence_logits(confidence_RK)
+        scale_K = np.array(self.temperatures[: logits_RK.shape[-1]])
+        return 1 / (1 + np.exp(-logits_RK / scale_K))
+
+    def survival(self, confidence_RK: ArrayLike) -> NDArray[np.float64]:
+        """Calibrated a_k = Π_{i≤k} c_i, the probability that draft tokens 1 … k all pass."""
+        return np.cumprod(self.calibrated(confidence_RK), axis=-1, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTable:
+    """All entries of one drafter.
+
+    Attributes:
+        sha256: of the drafter's weights file, in hexadecimal.
+        kind: the drafter's, such as "dspark".
+        block_size: γ.
+        target: name of the target the rounds were made with.
+        entries: with distinct keys.
+    """
+
+    sha256: str
+    kind: str
+    block_size: int
+    target: str
+    entries: tuple[CalibrationEntry, ...] = ()
+
+    @classmethod
+    def load(cls, path: str | Path, *, sha256: str) -> CalibrationTable:
+        """Read a table.
+
+        Args:
+            sha256: of the weights of the drafter it is to be used with.
+
+        Raises:
+            DataError: the file is missing or damaged.
+            IncompatibleDrafterError: it was made for other weights.
+        """
+        content = read_artifact(path, SCHEMA)
+        try:
+            table = _parse(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path} is damaged",
+                found=f"no {error}" if isinstance(error, KeyError) else error,
+                fix="Remove it and run `dspark calibrate` again",
+            ) from error
+        if table.sha256 != sha256:
+            raise IncompatibleDrafterError(
+                f"The calibration table {path} was made for another drafter",
+                found=f"table {table.sha256[:12]}, drafter {sha256[:12]}",
+                fix="Remove it and run `dspark calibrate` for this drafter",
+            )
+        return table
+
+    def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write the table, whole or not at all.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        drafter = {"sha256": self.sha256, "kind": self.kind, "block_size": self.block_size}
+        entries = [asdict(entry) for entry in self.entries]
+        content = {"drafter": drafter, "target": self.target, "entries": entries}
+        write_artifact(path, SCHEMA, content, provenance)
+
+    def entry(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> CalibrationEntry:
+        """The entry for one way of sampling.
+
+        Raises:
+            ConfigError: there is none; the message names those there are.
+        """
+        key = _key(temperature, top_p, top_k)
+        for entry in self.entries:
+            if entry.key == key:
+                return entry
+        raise ConfigError(
+            f"The drafter is not calibrated for {_worded(key)}",
+            found="; ".join(_worded(entry.key) for entry in self.entries) or "no entry",
+            fix="Run `dspark calibrate` with these options",
+        )
+
+    def with_entry(self, entry: CalibrationEntry) -> CalibrationTable:
+        """This table with an entry added, or put in the place of the one with the same key."""
+        assert len(entry.temperatures) == len(entry.mean_survival) == self.block_size
+        others = [old for old in self.entries if old.key != entry.key]
+        return replace(self, entries=tuple(sorted([*others, entry], key=lambda e: e.key)))
+
+
+def _key(temperature: float, top_p: float, top_k: int) -> Key:
+    return (temperature, top_p, top_k) if temperature else (0.0, 1.0, 0)
+
+
+def _worded(key: Key) -> str:
+    temperature, top_p, top_k = key
+    return f"temperature {temperature:g}, top_p {top_p:g}, top_k {top_k}"
+
+
+def _parse(content: dict[str, Any]) -> CalibrationTable:
+    """A table from a file's content; KeyError, TypeError or ValueError where it is damaged."""
+    drafter = content["drafter"]
+    size = drafter["block_size"]
+    if not isinstance(drafter["sha256"], str) or type(size) is not int or size < 1:
+        raise ValueError("the drafter's sha256 or block_size is no such thing")
+    entries = tuple(_parse_entry(row, size) for row in content["entries"])
+    if len({entry.key for entry in entries}) < len(entries):
+        raise ValueError("two entries are for the same way of sampling")
+    return CalibrationTable(
+        drafter["sha256"], str(drafter["kind"]), size, str(content["target"]), entries
+    )
+
+
+def _parse_entry(row: dict[str, Any], size: int) -> CalibrationEntry:
+    entry = CalibrationEntry(
+        float(row["temperature"]),
+        float(row["top_p"]),
+        int(row["top_k"]),
+        tuple(map(float, row["temperatures"])),
+        tuple(map(float, row["mean_survival"])),
+        int(row["rounds"]),
+        int(row["prompts"]),
+        int(row["max_new_tokens"]),
+        dict(row["metrics"]),
+    )
+    if len(entry.temperatures) != size or len(entry.mean_survival) != size:
+        lengths = f"{len(entry.temperatures)} temperatures, {len(entry.mean_survival)} survivals"
+        raise ValueError(f"{lengths} for a block of {size}")
+    if not all(0 < t < math.inf for t in entry.temperatures):
+        raise ValueError(f"a temperature of a slot is not positive: {list(entry.temperatures)}")
+    if not all(0 <= a <= 1 for a in entry.mean_survival):
+        raise ValueError(f"a mean survival is no probability: {list(entry.mean_survival)}")
+    return entry

@@ -1,0 +1,175 @@
+"""The cost table: what a round costs on this machine, by measurement (DSpark §3.2.2, §5.2).
+
+Seconds of the target's forward by batch tokens, and of drafting by requests. Made by `dspark
+profile`, used by the adaptive policies. No torch.
+
+Suffix: B batch tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dspark.artifacts import read_artifact, write_artifact
+from dspark.errors import DataError, IncompatibleDrafterError
+
+SCHEMA = "dspark.cost/1"
+
+Floats = NDArray[np.float64]
+Points = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CostKey:
+    """What a cost table belongs to; times of anything else are not comparable.
+
+    Attributes:
+        machine: processor or accelerator.
+        threads: processor threads.
+        target: its name.
+        dtype: of weights and arithmetic.
+        drafter: sha256 of the drafter's weights, or "" without a drafter.
+    """
+
+    machine: str
+    threads: int
+    target: str
+    dtype: str
+    drafter: str
+
+
+@dataclass(frozen=True, slots=True)
+class CostTable:
+    """Measured times of a round's two parts.
+
+    Attributes:
+        key: what was measured.
+        verify: (batch tokens, seconds), rising in both.
+        draft: (requests, seconds), rising in both; empty without a drafter.
+        context: cache positions of each request while measuring.
+    """
+
+    key: CostKey
+    verify: Points
+    draft: Points
+    context: int
+
+    def verify_s(self, tokens: int) -> Floats:
+        """Seconds of the target's forward with 0, 1, … `tokens` batch tokens, [tokens + 1]."""
+        return _between(self.verify, tokens)
+
+    def draft_s(self, requests: int) -> float:
+        """Seconds of drafting for so many requests; 0 for none."""
+        return float(_between(self.draft, requests)[requests]) if requests and self.draft else 0.0
+
+    def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write the table, whole or not at all.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        content = {
+            "key": asdict(self.key),
+            "verify": [list(point) for point in self.verify],
+            "draft": [list(point) for point in self.draft],
+            "context": self.context,
+        }
+        write_artifact(path, SCHEMA, content, provenance)
+
+    @classmethod
+    def load(cls, path: str | Path, key: CostKey | None = None) -> CostTable:
+        """Read a table.
+
+        Args:
+            key: what it is to be used for; None takes any.
+
+        Raises:
+            DataError: the file is missing or damaged.
+            IncompatibleDrafterError: it was measured on another machine or for other models.
+        """
+        content = read_artifact(path, SCHEMA)
+        try:
+            table = cls(
+                CostKey(**content["key"]),
+                rising(content["verify"]),
+                rising(content["draft"]) if content["draft"] else (),
+                int(content["context"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path} is damaged",
+                found=f"no {error}" if isinstance(error, KeyError) else error,
+                fix="Measure again with `dspark profile`",
+            ) from error
+        if key is not None:
+            table.check(key, str(path))
+        return table
+
+    def check(self, key: CostKey, where: str) -> None:
+        """Refuse to be used for something else.
+
+        Raises:
+            IncompatibleDrafterError: naming the first part that differs, with both values.
+        """
+        for name, mine in asdict(self.key).items():
+            theirs = getattr(key, name)
+            if mine != theirs:
+                raise IncompatibleDrafterError(
+                    f"The cost table {where} was measured for another {name}",
+                    found=f"table {str(mine)[:60]}, here {str(theirs)[:60]}",
+                    fix="Measure here with `dspark profile`",
+                )
+
+
+def rising(points: Sequence[Sequence[float]]) -> Points:
+    """Measured points in order, each time at least that of the point before.
+
+    More work cannot take less time; where a measurement says so it is noise.
+
+    Raises:
+        ValueError: no point, a size twice or below 1, or a time that is not positive.
+    """
+    pairs = sorted((int(size), float(seconds)) for size, seconds in points)
+    sizes = [size for size, _ in pairs]
+    if not pairs or len(set(sizes)) < len(sizes) or sizes[0] < 1:
+        raise ValueError("sizes must be distinct and 1 or more")
+    times = np.maximum.accumulate([seconds for _, seconds in pairs])
+    if not np.isfinite(times).all() or times[0] <= 0:
+        raise ValueError("times must be positive")
+    return tuple(zip(sizes, times.tolist(), strict=True))
+
+
+def envelope(seconds_B: Floats) -> Floats:
+    """Lower convex envelope of step times over batch tokens, at every integer.
+
+    On it expected throughput has a single peak, so a search that stops at the first dip finds it.
+    """
+    hull: list[int] = []
+    for i in range(len(seconds_B)):
+        while len(hull) >= 2:
+            a, b = hull[-2], hull[-1]
+            # b lies on or above the line from a to i
+            if (seconds_B[b] - seconds_B[a]) * (i - a) >= (seconds_B[i] - seconds_B[a]) * (b - a):
+                hull.pop()
+            else:
+                break
+        hull.append(i)
+    return np.interp(np.arange(len(seconds_B)), hull, seconds_B[hull])
+
+
+def _between(points: Points, most: int) -> Floats:
+    """Times at 0 … most: straight between points, on at the mean slope; 0 costs what 1 does."""
+    sizes, times = np.array([p[0] for p in points]), np.array([p[1] for p in points])
+    at = np.arange(most + 1)
+    found = np.interp(at, sizes, times)
+    if len(points) > 1 and most > sizes[-1]:
+        slope = (times[-1] - times[0]) / (sizes[-1] - sizes[0])
+        beyond = at > sizes[-1]
+        found[beyond] = times[-1] + slope * (at[beyond] - sizes[-1])
+    return np.asarray(found, dtype=np.float64)

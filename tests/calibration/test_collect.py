@@ -1,0 +1,194 @@
+"""Rounds for calibration: whose they are, how many, and that an interruption loses nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dspark.calibration.collect import (
+    Collected,
+    Progress,
+    choose_prompts,
+    collect,
+    in_check,
+    part_file,
+)
+from dspark.calibration.rounds import to_arrays
+from dspark.core import SamplingParams
+from dspark.data.prompts import Prompt
+from dspark.engine.engine import Engine
+from dspark.errors import DataError
+from dspark.models.drafter import Drafter
+from dspark.models.target import Target, load_target
+from fakes import tiny_target_folder, write_jsonl
+from scripted import random_drafter
+
+PARAMS = SamplingParams(1.0, max_new_tokens=12)
+OPTIONS: dict[str, Any] = {"rounds": 60, "check_share": 0.5, "slots": 4, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    return load_target(tiny_target_folder(tmp_path_factory.mktemp("target")), "float32")
+
+
+@pytest.fixture(scope="module")
+def drafter(target: Target) -> Drafter:
+    return random_drafter(target, block_size=3)
+
+
+def made_up(count: int) -> list[Prompt]:
+    return [Prompt(f"p{i}", [{"role": "user", "content": f"count to {i}"}]) for i in range(count)]
+
+
+# ---- prompts --------------------------------------------------------------------------------
+
+
+def test_choice_of_prompts(tmp_path: Path) -> None:
+    rows = [{"id": f"{d}{i}", "domain": d, "prompt": f"{d} {i}"} for d in "ab" for i in range(6)]
+    one, two = write_jsonl(tmp_path / "1.jsonl", rows[:8]), write_jsonl(tmp_path / "2.jsonl", rows)
+    trained = write_jsonl(tmp_path / "answers.jsonl.gz", [{"id": "a3"}, {"id": "b3"}, {"id": "z"}])
+    chosen = choose_prompts([one, two], [trained], seed=1)
+    assert {p.id for p in chosen} == {row["id"] for row in rows} - {"a3", "b3"}
+    assert len(chosen) == 10  # the same prompt in two files is one
+    assert sorted(p.domain for p in choose_prompts([two], limit=4, seed=1)) == ["a", "a", "b", "b"]
+    again = choose_prompts([one, two], [trained], seed=1)
+    assert again == chosen
+    assert choose_prompts([one, two], [trained], seed=2) != chosen
+
+
+def test_prompts_that_cannot_be_used(tmp_path: Path) -> None:
+    one = write_jsonl(tmp_path / "1.jsonl", [{"id": "1", "prompt": "a"}])
+    with pytest.raises(DataError, match=r"no prompt is left .*1 prompts, all of them"):
+        choose_prompts([one], [one])
+    other = write_jsonl(tmp_path / "2.jsonl", [{"id": "1", "prompt": "b"}])
+    with pytest.raises(DataError, match="two prompts have the id 1"):
+        choose_prompts([one, other])
+    nameless = write_jsonl(tmp_path / "3.jsonl", [{"response": "b"}])
+    with pytest.raises(DataError, match=r"3\.jsonl:1 has no id"):
+        choose_prompts([one], [nameless])
+
+
+def test_the_split_follows_from_the_id_alone() -> None:
+    names = [f"p{i}" for i in range(2000)]
+    few, half = ({n for n in names if in_check(n, share)} for share in (0.1, 0.5))
+    assert few < half
+    assert len(few) == pytest.approx(200, abs=60)
+    assert len(half) == pytest.approx(1000, abs=100)
+    assert all(in_check(name, 1) for name in names)
+
+
+def test_what_decides_rounds_decides_the_file(tmp_cache: Path) -> None:
+    file = part_file(made_up(3), PARAMS, 0, dtype="float32")
+    assert file == part_file(made_up(3), PARAMS, 0, dtype="float32")
+    others = [
+        part_file(made_up(4), PARAMS, 0, dtype="float32"),
+        part_file(made_up(3), replace(PARAMS, temperature=0.5), 0, dtype="float32"),
+        part_file(made_up(3), PARAMS, 1, dtype="float32"),
+        part_file(made_up(3), PARAMS, 0, dtype="bfloat16"),
+    ]
+    assert len({file, *others}) == 5
+    assert file.is_relative_to(tmp_cache)
+
+
+# ---- the run --------------------------------------------------------------------------------
+
+
+def same(one: Collected, other: Collected) -> bool:
+    return one.skipped == other.skipped and all(
+        a.prompts == b.prompts
+        and np.array_equal(a.accepted_NK, b.accepted_NK)
+        and np.array_equal(a.valid_NK, b.valid_NK)
+        and np.allclose(a.confidence_NK, b.confidence_NK, atol=1e-5)
+        for a, b in ((one.fit, other.fit), (one.check, other.check))
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(target: Target, drafter: Drafter, tmp_path_factory: pytest.TempPathFactory) -> Collected:
+    part = tmp_path_factory.mktemp("whole") / "part.jsonl"
+    return collect(target, drafter, made_up(60), PARAMS, part, **OPTIONS)
+
+
+def test_enough_rounds_of_whole_answers(whole: Collected) -> None:
+    assert 60 <= len(whole.check) < 60 + PARAMS.max_new_tokens
+    assert 0 < whole.check.prompts + whole.fit.prompts < 60
+    assert len(whole.fit) > 0
+    for rounds in (whole.fit, whole.check):
+        assert rounds.accepted_NK[:, 0].any()
+        assert not rounds.accepted_NK.all()
+        assert rounds.valid_NK[:, 0].all()
+        assert ((rounds.confidence_NK > 0) & (rounds.confidence_NK < 1)).all()
+
+
+def test_the_parts_are_those_prompts_rounds(
+    target: Target, drafter: Drafter, tmp_path: Path
+) -> None:
+    """No prompt in both parts, and the confidences are those the engine saw."""
+    part = tmp_path / "part.jsonl"
+    options = OPTIONS | {"rounds": 10_000}
+    collected = collect(target, drafter, made_up(9), PARAMS, part, **options)
+    rows = {row["prompt"]: row["rounds"] for row in map(json.loads, part.read_text().splitlines())}
+    assert rows.keys() == {f"p{i}" for i in range(9)}
+    for rounds, wanted in ((collected.fit, False), (collected.check, True)):
+        mine = [rows[f"p{i}"] for i in range(9) if in_check(f"p{i}", 0.5) == wanted]
+        assert rounds.prompts == len(mine)
+        sure = [confidence for answer in mine for *_, confidence in answer]
+        assert rounds.confidence_NK.tolist() == sure
+    greedy = replace(PARAMS, temperature=0.0)
+    again = collect(target, drafter, made_up(1), greedy, tmp_path / "b", **options)
+    ids = target.encode_messages(made_up(1)[0].messages)
+    [request] = Engine(target, drafter).generate([ids], greedy)
+    expected = to_arrays([request.rounds], 3, PARAMS.max_new_tokens)
+    [mine] = [r for r in (again.fit, again.check) if len(r)]
+    assert np.array_equal(mine.accepted_NK, expected.accepted_NK)
+    assert np.allclose(mine.confidence_NK, expected.confidence_NK, atol=1e-5)
+
+
+def test_the_number_of_slots_does_not_matter(
+    target: Target, drafter: Drafter, tmp_path: Path, whole: Collected
+) -> None:
+    options = OPTIONS | {"slots": 9}
+    assert same(
+        whole, collect(target, drafter, made_up(60), PARAMS, tmp_path / "part.jsonl", **options)
+    )
+
+
+@pytest.mark.parametrize("at", [1, 30, 59])
+def test_an_interrupted_run_goes_on(
+    target: Target, drafter: Drafter, tmp_path: Path, whole: Collected, at: int
+) -> None:
+    part = tmp_path / "part.jsonl"
+
+    def interrupt(progress: Progress) -> None:
+        if progress.check_rounds >= at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(target, drafter, made_up(60), PARAMS, part, **OPTIONS, on_progress=interrupt)
+    finished = part.read_text().count("\n") if part.exists() else 0
+    with part.open("a") as file:
+        file.write('{"prompt": "p1", "rou')  # as a kill in the midst of a write leaves it
+    steps: list[Progress] = []
+    again = collect(target, drafter, made_up(60), PARAMS, part, **OPTIONS, on_progress=steps.append)
+    assert same(again, whole)
+    rows = [json.loads(line)["prompt"] for line in part.read_text().splitlines()]
+    assert len(set(rows)) == len(rows) > finished  # nothing was answered twice
+    assert at == 1 or finished > 0
+
+
+def test_long_prompts_are_skipped_and_counted(
+    target: Target, drafter: Drafter, tmp_path: Path
+) -> None:
+    long = [Prompt(n, [{"role": "user", "content": "x " * n}]) for n in (240, 2000)]
+    long = [replace(p, id=f"long{i}") for i, p in enumerate(long)]
+    prompts = [long[0], *made_up(4), long[1]]
+    part = tmp_path / "part.jsonl"
+    collected = collect(target, drafter, prompts, PARAMS, part, **OPTIONS)
+    assert collected.skipped == 2
+    assert collected.fit.prompts + collected.check.prompts == 4

@@ -1,0 +1,151 @@
+"""Adaptive policies on made-up confidences and costs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspark.core import Batch, Request, SamplingParams
+from dspark.engine.adaptive import ADAPTIVE, Causal, Pipelined, PolicyTables
+from dspark.engine.scheduler import parse_policy
+from dspark.errors import ConfigError
+from dspark.maths import admission
+from dspark.tables.calibration import CalibrationEntry, CalibrationTable
+from dspark.tables.cost import CostKey, CostTable, rising
+
+K = 4
+KEY = CostKey("m", 1, "t", "float32", "d")
+
+
+def tables(row_ms: float = 1.0, calibration: CalibrationTable | None = None) -> PolicyTables:
+    """10 ms for one row and `row_ms` for each further one; 2 ms to draft."""
+    verify = rising([(1, 0.010), (101, 0.010 + row_ms / 10)])
+    return PolicyTables(CostTable(KEY, verify, rising([(1, 0.002)]), 64), calibration)
+
+
+def batch(*params: SamplingParams, prompts: int = 0) -> Batch:
+    decode = [Request(i, [7], p, output_ids=[8]) for i, p in enumerate(params or [GREEDY])]
+    return Batch([Request(99, [7] * prompts)] if prompts else [], decode)
+
+
+def drafts(*rows: list[float]) -> Any:
+    return SimpleNamespace(confidence_RK=np.array(rows, dtype=float))
+
+
+GREEDY, SEEDED = SamplingParams(), SamplingParams(temperature=1.0, seed=5)
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTIVE))
+def test_by_name(name: str) -> None:
+    policy = parse_policy(name, K, tables())
+    assert (policy.name, policy.draft_len, policy.needs_confidence) == (name, K, True)
+    with pytest.raises(ConfigError, match=r"what a round costs.*dspark profile"):
+        parse_policy(name, K)
+    with pytest.raises(ConfigError, match="needs a drafter"):
+        parse_policy(name, 0, tables())
+
+
+def test_causal_verifies_what_pays() -> None:
+    policy, sure = Causal(tables(), K), drafts([0.9, 0.9, 0.2, 0.9])
+    assert policy.plan(batch(), sure) == [2]
+    assert Causal(tables(row_ms=0.01), K).plan(batch(), sure) == [4]  # rows are all but free
+    assert Causal(tables(row_ms=50), K).plan(batch(), sure) == [0]
+
+
+def test_a_full_batch_makes_the_policy_choosy() -> None:
+    """The same draft is worth less where many requests share the step."""
+    policy = Causal(tables(row_ms=2), K)
+    alone = policy.plan(batch(), drafts([0.6, 0.6, 0.6, 0.6]))
+    together = policy.plan(batch(*[GREEDY] * 30), drafts(*[[0.6] * K] * 30))
+    assert alone[0] > max(together)
+    assert set(together) == {0}
+
+
+def test_prompts_in_the_step_count() -> None:
+    """In a step that is long anyway, one more row costs little of the throughput."""
+    policy, sure = Causal(tables(row_ms=1), K), drafts([0.5, 0.5, 0.5, 0.5])
+    assert policy.plan(batch(prompts=40), sure)[0] > policy.plan(batch(), sure)[0]
+
+
+def test_calibration_is_applied() -> None:
+    """A confident head that is wrong half of the time."""
+    entry = CalibrationEntry(0.0, 1.0, 0, (50.0,) * K, (0.5, 0.2, 0.1, 0.0))
+    table = CalibrationTable("d", "dspark", K, "t", (entry,))
+    sure = drafts([0.95, 0.95, 0.95, 0.95])
+    assert Causal(tables(), K).plan(batch(), sure) == [4]
+    assert Causal(tables(calibration=table), K).plan(batch(), sure)[0] < 4
+    warm = Causal(tables(calibration=table), K)  # no entry for 0.7: the nearest stands in
+    assert warm.plan(batch(SamplingParams(temperature=0.7)), sure)[0] < 4
+
+
+def test_pipelined_takes_its_capacity_from_two_steps_ago() -> None:
+    policy, first = Pipelined(tables(), K), batch()
+    good, bad = drafts([0.95] * K), drafts([0.05] * K)
+    start = policy.plan(first, bad)  # no history: the mean
+    assert start == policy.plan(first, good)
+    assert policy.plan(first, good) == [0]  # two steps ago all was bad
+    assert policy.plan(first, bad) == [4]  # two steps ago all was good
+    assert policy.plan(first, bad) == [4]
+    assert policy.plan(first, bad) == [0]
+
+
+def test_pipelined_gives_the_capacity_to_the_surest() -> None:
+    policy, two = Pipelined(tables(row_ms=2), K), batch(GREEDY, GREEDY)
+    for _ in range(2):
+        policy.plan(two, drafts([0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]))
+    assert policy.plan(two, drafts([0.1] * K, [0.9, 0.8, 0.8, 0.8])) == [0, 2]
+
+
+SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)
+
+
+@given(st.lists(SURE, min_size=3, max_size=3), st.data())
+@settings(max_examples=200)
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_later_confidences_never_decide(kind: Any, rows: list[list[float]], data: Any) -> None:
+    """Algorithms §8, through the policy: whether (r, k) is admitted hangs on c up to k alone."""
+    r, k = data.draw(st.integers(0, 2)), data.draw(st.integers(0, K - 1))
+    other = [list(row) for row in rows]
+    other[r][k + 1 :] = [data.draw(st.floats(0, 1))] * (K - k - 1)
+    past = [drafts(*data.draw(st.permutations(rows))) for _ in range(2)]
+    admitted = []
+    for present in (rows, other):
+        policy, three = kind(tables(row_ms=1.5), K), batch(GREEDY, GREEDY, GREEDY)
+        for sure in past:
+            policy.plan(three, sure)
+        admitted.append(policy.plan(three, drafts(*present))[r] > k)
+    assert admitted[0] == admitted[1]
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_a_request_with_a_seed_keeps_its_length(kind: Any) -> None:
+    policy = kind(tables(), K)
+    lengths = set()
+    for sure in (0.1, 0.5, 0.9):
+        for company in ([], [GREEDY] * 8):
+            present = batch(SEEDED, *company)
+            lengths.add(policy.plan(present, drafts(*[[sure] * K] * len(present.decode)))[0])
+    assert lengths == {policy.steady_length(SEEDED)}
+    cold = SamplingParams(temperature=0.0, seed=5)  # greedy text hangs on no random number
+    found = [policy.plan(batch(cold), drafts([s] * K))[0] for s in [0.01] * 3 + [0.99] * 3]
+    assert len(set(found)) > 1
+
+
+def test_the_steady_length_is_the_best_fixed_one() -> None:
+    entry = CalibrationEntry(1.0, 1.0, 0, (1.0,) * K, (0.8, 0.6, 0.05, 0.01))
+    policy = Causal(tables(calibration=CalibrationTable("d", "dspark", K, "t", (entry,))), K)
+    theta = [(1 + sum(entry.mean_survival[:k])) / (0.002 + 0.010 + 0.001 * k) for k in range(K + 1)]
+    assert policy.steady_length(SEEDED) == int(np.argmax(theta)) == 2
+
+
+def test_seeded_company_counts_in_the_expected_tokens() -> None:
+    """Their drafts are verified anyway: they raise τ and the cost alike."""
+    survival = np.array([[0.5, 0.25]])
+    seconds = 0.010 + 0.001 * np.arange(3)
+    assert admission.causal(survival, seconds).tolist() == [2]
+    assert admission.causal(survival, seconds, committed=9.0).tolist() == [0]

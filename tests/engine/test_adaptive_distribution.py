@@ -1,0 +1,100 @@
+"""Adaptive policies lose nothing; a policy that looks past a dip in Θ does, and is caught.
+
+The method is that of `test_distribution.py`. Confidences are made to hang strongly on the draft
+token before, so that verify lengths really vary with what was drafted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_distribution import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
+
+from dspark.core import Batch, Request
+from dspark.engine.adaptive import Causal, Pipelined, PolicyTables
+from dspark.engine.engine import Engine
+from dspark.engine.policies import Policy
+from dspark.maths import admission
+from dspark.tables.cost import CostKey, CostTable, rising
+from scripted import TableTarget, random_drafter
+
+# Dear rows, and a step down in price behind the first: what tempts a rule to look on.
+COST = CostTable(
+    CostKey("m", 1, "t", "float32", "d"),
+    rising([(1, 1.0), (SLOTS, 100.0), (SLOTS * (BLOCK + 1), 260.0)]),
+    (),
+    8,
+)
+
+
+class Retrospective(Policy):
+    """The rule Appendix A warns of, for each request alone: the best length over all of Θ."""
+
+    name, draft_len, needs_confidence = "retrospective", BLOCK, True
+    seconds = (1.0, 1 / 0.5, 1 / 0.45, 1 / 0.44, 1 / 0.43)
+
+    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+        survival_RK = drafts.confidence_RK.numpy().cumprod(1)
+        counts = [admission.capacity(a_K[None], self.seconds) for a_K in survival_RK]
+        return counts
+
+
+class Alone(Retrospective):
+    """The same costs under Algorithm 1."""
+
+    name = "alone"
+
+    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+        survival_RK = drafts.confidence_RK.numpy().cumprod(1)
+        return [int(admission.causal(a_K[None], self.seconds)[0]) for a_K in survival_RK]
+
+
+def run(policy: Policy, count: int, batch: int = 10_000) -> tuple[Counter[Text], list[Request]]:
+    """Texts of many sequences, and the last batch's requests."""
+    target = TableTarget(stop_ids=[STOP])
+    drafter: Any = random_drafter(target, BLOCK, gain=20.0, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    weight = drafter.confidence_head.proj.weight
+    weight.data = torch.randn(weight.shape, generator=generator) * 1.5
+    engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
+    texts: Counter[Text] = Counter()
+    for _ in range(count // batch):
+        requests = engine.generate([PROMPT] * batch, PLAIN)
+        texts.update(tuple(request.output_ids) for request in requests)
+    return texts, requests
+
+
+def lengths_by_first_token(requests: Sequence[Request]) -> Counter[int]:
+    return Counter(record.verified for request in requests for record in request.rounds[:1])
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_joint_counts_follow_the_target(kind: Any) -> None:
+    texts, requests = run(kind(PolicyTables(COST), BLOCK), 100_000)
+    seen = lengths_by_first_token(requests)
+    assert len(seen) >= 3, seen  # verify lengths vary in one and the same state
+    assert min(seen.values()) >= 50 or len(seen) > 3
+    assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+def test_looking_past_a_dip_is_caught() -> None:
+    texts, requests = run(Retrospective(), 40_000)
+    assert len(lengths_by_first_token(requests)) >= 2
+    assert min(p_values(texts, PLAIN)) < 1e-4
+
+
+def test_the_same_costs_without_looking_on_are_fine() -> None:
+    texts, _ = run(Alone(), 40_000)
+    assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+def test_confidences_hang_on_the_draft() -> None:
+    """Else nothing above would be tested."""
+    drafter: Any = random_drafter(TableTarget(stop_ids=[STOP]), BLOCK, gain=20.0, seed=1)
+    previous = drafter.markov_head.previous(torch.arange(7))
+    assert float(np.ptp((previous @ torch.ones(previous.shape[1])).numpy())) > 1

@@ -1,0 +1,112 @@
+"""Admission against a literal Algorithm 1, and the property that makes it lossless."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dspark.maths.admission import capacity, causal, ranked, throughput, top
+from dspark.tables.cost import envelope
+
+Sure = Any
+
+
+@st.composite
+def batches(draw: Any, requests: int = 5, slots: int = 5) -> tuple[Sure, Sure]:
+    """Confidences [R, K] and round times for 0 … R·K draft tokens, of any rising shape."""
+    r, k = draw(st.integers(1, requests)), draw(st.integers(1, slots))
+    grid = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5, 0.75, 0.9, 1.0])  # ties are likely
+    sure = np.array(draw(st.lists(grid, min_size=r * k, max_size=r * k))).reshape(r, k)
+    rises = draw(st.lists(st.sampled_from([0, 0, 0.1, 1, 5]), min_size=r * k, max_size=r * k))
+    return sure, np.concatenate([[2.0], 2.0 + np.cumsum(rises)])
+
+
+def survival(sure: Sure) -> Sure:
+    return np.cumprod(sure, axis=1)
+
+
+def literal(survival_RK: Sure, seconds: Sure) -> list[int]:
+    """Algorithm 1 word by word."""
+    requests, slots = survival_RK.shape
+    lengths, tokens, admitted = [0] * requests, float(requests), 0
+    best = tokens / seconds[0]
+    order = [(-survival_RK[r, k], k, r) for r in range(requests) for k in range(slots)]
+    for negative, _, r in sorted(order):
+        theta = (tokens - negative) / seconds[admitted + 1]
+        if theta <= best:
+            break
+        lengths[r] += 1
+        tokens, admitted, best = tokens - negative, admitted + 1, theta
+    return lengths
+
+
+@given(batches())
+def test_causal_is_algorithm_1(batch: Any) -> None:
+    sure, seconds = batch
+    for times in (seconds, envelope(seconds)):
+        assert causal(survival(sure), times).tolist() == literal(survival(sure), times)
+
+
+@given(batches())
+def test_order_keeps_slots_of_a_request_in_order(batch: Any) -> None:
+    a = survival(batch[0])
+    found, request = ranked(a)
+    assert (np.diff(found) <= 0).all()
+    for r in range(len(a)):
+        assert found[request == r].tolist() == a[r].tolist()
+
+
+@given(batches(), st.data())
+@settings(max_examples=300)
+def test_later_confidences_never_decide_over_an_earlier_slot(batch: Any, data: Any) -> None:
+    """The general property of algorithms §8, for any cost, convex or not."""
+    sure, seconds = batch
+    r = data.draw(st.integers(0, sure.shape[0] - 1))
+    k = data.draw(st.integers(0, sure.shape[1] - 1))
+    other = sure.copy()
+    other[r, k + 1 :] = data.draw(st.floats(0, 1))
+    count = data.draw(st.integers(0, sure.size))
+    for rule in (lambda a: causal(a, seconds), lambda a: top(a, count)):
+        assert (rule(survival(sure))[r] > k) == (rule(survival(other))[r] > k)
+
+
+def test_a_rule_that_looks_past_a_dip_breaks_the_property() -> None:
+    """Appendix A's numbers: the control that shows the test above can fail."""
+    seconds = [1.0, 1 / 0.5, 1 / 0.45]
+    after_a, after_b = survival(np.array([[0.8, 0.9]])), survival(np.array([[0.8, 0.0]]))
+    theta = throughput(ranked(after_a)[0], 1, seconds)
+    assert theta.tolist() == pytest.approx([1, 0.9, 1.134])
+    retrospective = [top(a, capacity(a, seconds)).tolist() for a in (after_a, after_b)]
+    assert retrospective == [[2], [0]]  # whether x_1 is verified hangs on x_1
+    assert [causal(a, seconds).tolist() for a in (after_a, after_b)] == [[0], [0]]
+
+
+@given(batches())
+def test_capacity_is_the_best_of_all(batch: Any) -> None:
+    sure, seconds = batch
+    a = survival(sure)
+    theta = throughput(ranked(a)[0], len(a), seconds)
+    assert theta[capacity(a, seconds)] == theta.max()
+    assert top(a, capacity(a, seconds)).sum() == capacity(a, seconds)
+
+
+@given(batches())
+def test_on_the_envelope_causal_finds_the_peak(batch: Any) -> None:
+    sure, seconds = batch
+    a, convex = survival(sure), envelope(seconds)
+    theta = throughput(ranked(a)[0], len(a), convex)
+    found = theta[int(causal(a, convex).sum())]
+    assert found == pytest.approx(theta.max(), rel=1e-9)
+
+
+def test_requests_compete_for_the_same_rows() -> None:
+    a = np.array([[0.9, 0.8, 0.7], [0.5, 0.1, 0.0]])
+    assert top(a, 4).tolist() == [3, 1]
+    free = np.full(7, 1.0)
+    assert causal(a, free).tolist() == [3, 2]  # a slot that never survives is worth nothing
+    dear = 1.0 + np.arange(7) * 0.4
+    assert causal(a, dear).tolist() == [1, 0]

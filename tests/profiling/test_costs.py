@@ -1,0 +1,87 @@
+"""Measuring a round's cost: what is run, and what the table says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dspark.core import SamplingParams
+from dspark.engine.adaptive import PolicyTables
+from dspark.engine.engine import Engine
+from dspark.engine.runner import Runner
+from dspark.errors import ConfigError
+from dspark.models.target import Target, load_target
+from dspark.profiling import costs
+from dspark.tables.cost import CostKey
+from fakes import tiny_target_folder
+from scripted import answer, random_drafter
+
+KEY = CostKey("m", 1, "t", "float32", "d")
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
+    return load_target(tiny_target_folder(tmp_path_factory.mktemp("target")), "float32")
+
+
+def test_sizes_cover_one_user_densely_and_many_coarsely() -> None:
+    assert dict(costs.sizes(1, 3)) == {1: range(4)}
+    assert dict(costs.sizes(6, 4)) == {1: range(5), 2: range(5), 4: [0, 2, 4], 6: [0, 2, 4]}
+
+
+def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = Runner.verify
+
+    def verify(self: Runner, batch: Any, drafts: Any, plan: Any) -> Any:
+        if batch.decode:
+            assert {r.anchor_pos for r in batch.decode} == {20}
+            seen.append(plan.batch_tokens)
+        return plain(self, batch, drafts, plan)
+
+    monkeypatch.setattr(Runner, "verify", verify)
+    told: list[int] = []
+    table = costs.measure(
+        target,
+        random_drafter(target, 3),
+        KEY,
+        users=4,
+        context=20,
+        repeats=2,
+        on_repeat=lambda done, all_: told.append(done),
+    )
+    expected = {1, 2, 3, 4, 6, 8, 16}  # one and two requests by 1 to 4 rows, four by 1, 2, 4
+    assert {size for size, _ in table.verify} == expected == set(seen)
+    assert [size for size, _ in table.draft] == [1, 2, 4]
+    assert told == [0, 1, 2]
+    assert (table.key, table.context) == (KEY, 20)
+
+
+def test_the_table_drives_an_engine(target: Target) -> None:
+    """And the text stays the target's."""
+    drafter = random_drafter(target, 3)
+    table = costs.measure(target, drafter, KEY, users=2, context=8, repeats=1)
+    prompts, params = [[5, 6, 7], [8, 9]], SamplingParams(max_new_tokens=12)
+    plain = answer(target, None, prompts, params)
+    for policy in ("causal", "pipelined"):
+        engine = Engine(target, drafter, policy, slots=2, tables=PolicyTables(table))
+        assert [r.output_ids for r in engine.generate(prompts, params)] == plain
+
+
+def test_a_context_that_does_not_fit(target: Target) -> None:
+    with pytest.raises(ConfigError, match="too long for the target"):
+        costs.measure(target, random_drafter(target, 3), KEY, users=1, context=10**6, repeats=1)
+
+
+def test_a_table_has_its_place_by_what_it_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
+    monkeypatch.setenv("DSPARK_CACHE", str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    key = costs.cost_key(target, tmp_path)
+    assert (key.dtype, key.target) == ("float32", Path(target.name).name)
+    places = {costs.default_path(k) for k in (key, KEY)}
+    assert len(places) == 2
+    assert all(tmp_path in place.parents for place in places)

@@ -1,0 +1,115 @@
+"""The calibration table: what it computes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dspark.errors import ConfigError, DataError, IncompatibleDrafterError
+from dspark.maths.temperature_scaling import sigmoid
+from dspark.tables.calibration import CalibrationEntry, CalibrationTable, confidence_logits
+
+SHA = "ab" * 32
+ENTRY = CalibrationEntry(
+    1.0, 0.95, 40, (1.5, 0.5, 1.0), (0.9, 0.7, 0.5), 20, 3, 256, {"ece_after_mean": 0.01}
+)
+TABLE = CalibrationTable(SHA, "dspark", 3, "smollm2-135m", (ENTRY,))
+
+
+def test_calibrated_confidence() -> None:
+    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -4.0]])
+    calibrated = ENTRY.calibrated(sigmoid(logits).tolist())
+    assert calibrated == pytest.approx(sigmoid(logits / [1.5, 0.5, 1.0]))
+    assert ENTRY.survival(sigmoid(logits)) == pytest.approx(np.cumprod(calibrated, axis=1))
+    # Fewer slots than the block has, one request, no request.
+    assert ENTRY.calibrated(sigmoid(logits[:, :2])) == pytest.approx(calibrated[:, :2])
+    assert ENTRY.survival(sigmoid(logits[0])).shape == (3,)
+    assert ENTRY.survival(np.zeros((0, 3))).shape == (0, 3)
+
+
+def test_certainty_stays_finite() -> None:
+    assert confidence_logits([0.0, 1.0]) == pytest.approx([-16.118, 16.118], abs=1e-3)
+    calibrated = ENTRY.calibrated([0.0, 1.0, 1.0])
+    assert calibrated == pytest.approx([0, 1, 1], abs=1e-4)
+    assert (calibrated > 0).all()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    TABLE.save(path, {"command": "test"})
+    assert CalibrationTable.load(path, sha256=SHA) == TABLE
+    assert json.loads(path.read_text())["schema"] == "dspark.calibration/1"
+
+
+def test_lookup() -> None:
+    assert TABLE.entry(1.0, 0.95, 40) is ENTRY
+    with pytest.raises(ConfigError, match=r"temperature 0\.7, top_p 1, top_k 0 .*0\.95, top_k 40"):
+        TABLE.entry(0.7)
+    with pytest.raises(ConfigError, match="no entry"):
+        replace(TABLE, entries=()).entry(1.0)
+    greedy = TABLE.with_entry(replace(ENTRY, temperature=0.0, top_p=1.0, top_k=0))
+    assert greedy.entry(0.0, 0.9, 5).temperature == 0  # filters do not matter to a greedy choice
+
+
+def test_an_entry_is_added_or_replaced() -> None:
+    other = replace(ENTRY, temperature=0.5)
+    two = TABLE.with_entry(other)
+    assert two.entries == (other, ENTRY)
+    newer = replace(ENTRY, temperatures=(1.0, 1.0, 1.0))
+    assert two.with_entry(newer).entries == (other, newer)
+
+
+def test_a_table_of_another_drafter_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    TABLE.save(path)
+    with pytest.raises(
+        IncompatibleDrafterError, match=r"another drafter \(found: table abab.*, drafter cdcd"
+    ):
+        CalibrationTable.load(path, sha256="cd" * 32)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({"temperatures": [1.0, 1.0]}, "2 temperatures, 3 survivals for a block of 3"),
+        ({"mean_survival": [1.0] * 4}, "3 temperatures, 4 survivals"),
+        ({"temperatures": [1.0, 0.0, 1.0]}, "not positive"),
+        ({"temperatures": [1.0, float("nan"), 1.0]}, "not positive"),
+        ({"temperatures": [1.0, None, 1.0]}, "damaged"),
+        ({"temperatures": 1.0}, "damaged"),
+        ({"mean_survival": [1.2, 0.5, 0.5]}, "no probability"),
+        ({"temperature": "warm"}, "could not convert"),
+    ],
+)
+def test_damaged_entries(tmp_path: Path, damage: dict[str, Any], words: str) -> None:
+    path = tmp_path / "calibration.json"
+    TABLE.save(path)
+    content = json.loads(path.read_text())
+    content["entries"][0] |= damage
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=words):
+        CalibrationTable.load(path, sha256=SHA)
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    with pytest.raises(DataError, match="cannot read"):
+        CalibrationTable.load(path, sha256=SHA)
+    TABLE.save(path)
+    whole = json.loads(path.read_text())
+    twice = {**whole, "entries": whole["entries"] * 2}
+    no_drafter = {key: whole[key] for key in whole if key != "drafter"}
+    for content, words in (
+        ({**whole, "schema": "dspark.demo/1"}, "is not a dspark.calibration/1 file"),
+        (no_drafter, "no 'drafter'"),
+        ({**whole, "drafter": {**whole["drafter"], "block_size": 0}}, "block_size"),
+        (twice, "same way of sampling"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=words):
+            CalibrationTable.load(path, sha256=SHA)

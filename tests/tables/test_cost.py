@@ -1,0 +1,84 @@
+"""The cost table: interpolation, envelope, and whom it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dspark.errors import DataError, IncompatibleDrafterError
+from dspark.tables.cost import CostKey, CostTable, envelope, rising
+
+KEY = CostKey("a processor", 2, "tiny", "float32", "ab12")
+TABLE = CostTable(KEY, rising([(1, 0.01), (4, 0.016), (8, 0.02)]), rising([(1, 0.002)]), 100)
+
+
+def test_times_between_and_beyond_the_points() -> None:
+    seconds = TABLE.verify_s(10)
+    assert seconds[[0, 1, 2, 4, 6, 8]].tolist() == pytest.approx(
+        [0.01, 0.01, 0.012, 0.016, 0.018, 0.02]
+    )
+    assert seconds[10] == pytest.approx(0.02 + 2 * 0.01 / 7)
+    assert TABLE.draft_s(0) == 0
+    assert TABLE.draft_s(1) == TABLE.draft_s(5) == 0.002
+    assert replace(TABLE, draft=()).draft_s(3) == 0
+
+
+def test_more_work_never_takes_less_time() -> None:
+    assert rising([(4, 0.01), (1, 0.02)]) == ((1, 0.02), (4, 0.02))
+    assert (np.diff(TABLE.verify_s(50)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "points", [[], [(1, 0.1), (1, 0.2)], [(0, 0.1)], [(1, 0.0)], [(1, float("nan"))]]
+)
+def test_points_that_cannot_be(points: Any) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        rising(points)
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=30))
+def test_envelope_is_the_highest_convex_curve_below(rises: list[float]) -> None:
+    seconds = 1 + np.cumsum(rises)
+    low = envelope(seconds)
+    assert (low <= seconds + 1e-9).all()
+    assert (np.diff(low, 2) >= -1e-9).all()
+    for i in range(len(seconds)):  # every point lies on a chord between two of the curve's
+        chords = [
+            seconds[a] + (seconds[b] - seconds[a]) * (i - a) / (b - a)
+            for a in range(i)
+            for b in range(i + 1, len(seconds))
+        ]
+        assert low[i] == pytest.approx(min([seconds[i], *chords]))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    TABLE.save(path, {"command": "test"})
+    assert CostTable.load(path, KEY) == TABLE
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("machine", "another"), ("threads", 4), ("dtype", "bfloat16")]
+)
+def test_another_machine_or_model_is_refused(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / "cost.json"
+    TABLE.save(path)
+    with pytest.raises(IncompatibleDrafterError, match=f"another {field}.*here {value}"):
+        CostTable.load(path, replace(KEY, **{field: value}))
+    assert CostTable.load(path) == TABLE
+
+
+@pytest.mark.parametrize("change", [{"key": {}}, {"verify": []}, {"verify": [[1, -1]]}])
+def test_damage_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "cost.json"
+    TABLE.save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=r"cost.json is damaged.*dspark profile"):
+        CostTable.load(path)
