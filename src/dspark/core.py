@@ -99,14 +99,21 @@ class Batch:
 
     Attributes:
         prefill: newly admitted; their prompts have not been through the target.
-        decode: have an anchor; in order of cache slot.
+        decode: have an anchor and are drafted; in order of cache slot.
+        plain: have an anchor and are not drafted in this step; in order of cache slot.
     """
 
     prefill: list[Request]
     decode: list[Request]
+    plain: list[Request] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.prefill or self.decode)
+        return bool(self.prefill or self.decode or self.plain)
+
+    @property
+    def other_rows(self) -> int:
+        """Rows of the target forward beside those of drafted requests."""
+        return self.prefill_rows + len(self.plain)
 
     @property
     def prefill_rows(self) -> int:
@@ -173,11 +180,13 @@ class Verdict:
         accepted: number of draft tokens accepted, per request.
         next_id: the correction (after a rejection) or bonus token, per request.
         first_id: first token of the answer of each request that was prefilled in this step.
+        plain_id: next token of each request that was not drafted.
     """
 
     accepted: list[int]
     next_id: list[int]
     first_id: list[int] = field(default_factory=list)
+    plain_id: list[int] = field(default_factory=list)
 
 
 class TokenKind(str, Enum):

@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark.core import Batch, Request, SamplingParams
-from dspark.engine.adaptive import ADAPTIVE, Causal, Pipelined, PolicyTables
+from dspark.core import Batch, Request, RoundRecord, SamplingParams
+from dspark.engine.adaptive import (
+    ADAPTIVE,
+    MEMORY,
+    PROBE_EVERY,
+    Causal,
+    Pipelined,
+    PolicyTables,
+)
 from dspark.engine.scheduler import parse_policy
 from dspark.errors import ConfigError
 from dspark.maths import admission
@@ -141,6 +148,42 @@ def test_the_steady_length_is_the_best_fixed_one() -> None:
     policy = Causal(tables(calibration=CalibrationTable("d", "dspark", K, "t", (entry,))), K)
     theta = [(1 + sum(entry.mean_survival[:k])) / (0.002 + 0.010 + 0.001 * k) for k in range(K + 1)]
     assert policy.steady_length(SEEDED) == int(np.argmax(theta)) == 2
+
+
+def record(drafted: int, verified: int, accepted: int) -> RoundRecord:
+    return RoundRecord(drafted, verified, accepted, accepted + 1)
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_hopeless_requests_are_not_drafted_but_probed(kind: Any) -> None:
+    policy = kind(tables(row_ms=0.2), K)
+    present = batch(GREEDY, GREEDY, GREEDY, SEEDED)
+    young, good, bad, seeded = present.decode
+    good.rounds = [record(K, 3, 3)] * 20
+    bad.rounds = [record(K, 3, 0)] * 20
+    seeded.rounds = [record(K, 3, 0)] * 20
+    assert policy.wants(present) == [True, True, False, True]
+    bad.rounds = bad.rounds + [record(0, 0, 0)] * (PROBE_EVERY - 1)
+    assert policy.wants(present)[2] is False
+    bad.rounds = [*bad.rounds, record(0, 0, 0)]
+    assert policy.wants(present)[2] is True  # a probe
+    bad.rounds = bad.rounds + [record(K, 3, 3)] * MEMORY
+    assert policy.wants(present)[2] is True  # it came back
+    assert young.rounds == []
+
+
+def test_a_draft_that_costs_too_much_is_not_made() -> None:
+    dear = CostTable(KEY, rising([(1, 0.010), (101, 0.020)]), rising([(1, 0.5)]), 64)
+    assert Causal(PolicyTables(dear), K).wants(batch()) == [False]
+
+
+def test_requests_without_a_draft_count_in_the_plan() -> None:
+    """They share the step: a token each, a row each."""
+    policy, sure = Causal(tables(), K), drafts([0.3, 0.3, 0.3, 0.3])
+    alone = batch()
+    shared = Batch([], alone.decode, batch(*[GREEDY] * 40).decode)
+    assert policy.plan(alone, sure) == [1]
+    assert policy.plan(shared, sure) == [0]
 
 
 def test_seeded_company_counts_in_the_expected_tokens() -> None:

@@ -308,7 +308,7 @@ def _random_commit(
 def test_the_engine_s_bookkeeping_works_without_torch() -> None:
     code = (
         "import sys, dspark.engine.queue, dspark.engine.scheduler, dspark.engine.stats\n"
-        "assert not {'torch', 'numpy'} & sys.modules.keys()"
+        "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

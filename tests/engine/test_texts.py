@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from dspark.core import FinishReason, Request, SamplingParams, TokenKind
+from dspark.core import Batch, FinishReason, SamplingParams, TokenKind
 from dspark.engine import stats
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Fixed
@@ -62,8 +61,8 @@ def test_greedy_text_depends_on_neither_policy_nor_company(
 
 def test_ragged_verify_lengths(target: Target, drafter: Drafter) -> None:
     class Ragged(Fixed):
-        def plan(self, requests: Sequence[Request], drafts: Any) -> list[int]:
-            return [(r.id * 3 + r.round * 2) % (self.draft_len + 1) for r in requests]
+        def plan(self, batch: Batch, drafts: Any) -> list[int]:
+            return [(r.id * 3 + r.round * 2) % (self.draft_len + 1) for r in batch.decode]
 
     for params in (GREEDY, SAMPLED):
         engine = Engine(target, drafter, Ragged(5), slots=4)
@@ -71,6 +70,32 @@ def test_ragged_verify_lengths(target: Target, drafter: Drafter) -> None:
         assert {r.verified for q in requests for r in q.rounds} == {0, 1, 2, 3, 4, 5}
         if params is GREEDY:
             assert texts(requests) == answer(target, None, PROMPTS, GREEDY)
+
+
+def test_requests_that_are_not_drafted_move_along(target: Target, drafter: Drafter) -> None:
+    """Any mixture of drafted and plain requests, prompts among them."""
+
+    class Choosy(Fixed):
+        def wants(self, batch: Batch) -> list[bool]:
+            return [(r.id + r.round) % 3 > 0 for r in batch.decode]
+
+    for params in (GREEDY, SAMPLED):
+        requests = Engine(target, drafter, Choosy(3), slots=4).generate(PROMPTS, params)
+        rounds = [record for request in requests for record in request.rounds]
+        assert {record.drafted for record in rounds} == {0, 3}
+        assert all(r.committed == 1 for r in rounds if not r.drafted)
+        if params is GREEDY:
+            assert texts(requests) == answer(target, None, PROMPTS, GREEDY)
+
+
+def test_drafters_see_the_taps_of_plain_rounds_too(target: Target) -> None:
+    class Never(Fixed):
+        def wants(self, batch: Batch) -> list[bool]:
+            return [r.round % 2 == 0 for r in batch.decode]
+
+    scripted = ScriptedDrafter(target, truth(target))  # checks its context itself
+    requests = Engine(target, scripted, Never(5)).generate(PROMPTS, GREEDY)
+    assert texts(requests) == answer(target, None, PROMPTS, GREEDY)
 
 
 # ---- what drafters are told, and what becomes of their drafts ----------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark.maths.admission import capacity, causal, ranked, throughput, top
+from dspark.maths.admission import capacity, causal, ranked, throughput, top, worth_drafting
 from dspark.tables.cost import envelope
 
 Sure = Any
@@ -101,6 +101,34 @@ def test_on_the_envelope_causal_finds_the_peak(batch: Any) -> None:
     theta = throughput(ranked(a)[0], len(a), convex)
     found = theta[int(causal(a, convex).sum())]
     assert found == pytest.approx(theta.max(), rel=1e-9)
+
+
+def test_only_requests_that_pay_are_drafted() -> None:
+    verify = 10.0 + np.arange(20)
+    worth = lambda accepted, draft: worth_drafting(accepted, [2] * 3, draft, verify).tolist()  # noqa: E731
+    assert worth([1.5, 0.01, 1.2], [0, 1, 1.1, 1.2]) == [True, False, True]
+    assert worth([0.1, 0.0, 0.1], [0, 1, 1.1, 1.2]) == [False] * 3
+    assert worth([1.5, 1.4, 1.2], [0, 1, 1.1, 1.2]) == [True] * 3
+    assert worth([1.5, 1.4, 1.2], [0, 99, 99.1, 99.2]) == [False] * 3  # drafting is too dear
+
+
+@given(st.lists(st.floats(0, 4), min_size=1, max_size=6), st.floats(0.01, 5), st.floats(0, 3))
+def test_the_drafted_set_is_the_best_of_its_kind(
+    accepted: list[float], first: float, each: float
+) -> None:
+    """Against all prefixes of the order, one by one."""
+    count = len(accepted)
+    draft = [0.0] + [first + each * i for i in range(count)]
+    verify = 5.0 + np.arange(4 * count + 1)
+    wanted = worth_drafting(accepted, [3] * count, draft, verify)
+    rates = [
+        (count + sum(sorted(accepted)[count - n :])) / (draft[n] + verify[3 * n])
+        for n in range(count + 1)
+    ]
+    mine = (count + sum(np.array(accepted)[wanted])) / (
+        draft[wanted.sum()] + verify[3 * wanted.sum()]
+    )
+    assert mine == pytest.approx(max(rates))
 
 
 def test_requests_compete_for_the_same_rows() -> None:

@@ -28,6 +28,9 @@ Ints = NDArray[np.int64]
 # Acceptance that stands for a drafter nobody calibrated, where a request has no history yet.
 UNKNOWN_ACCEPTANCE = 0.5
 MOST_TOKENS = 4096  # of a batch; round times are laid out up to here
+# Drafted rounds that a request is judged by, and rounds after which one that is not drafted gets
+# another chance.
+MEMORY, PROBE_EVERY = 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,32 @@ class Adaptive(Policy):
         self.verify_s_B = tables.cost.verify_s(MOST_TOKENS)
         self._entries: dict[tuple[float, float, int], CalibrationEntry | None] = {}
 
+    def wants(self, batch: Batch) -> Sequence[bool]:
+        """Drafts for the requests whose past rounds say that it pays, and now and then a probe.
+
+        Nothing of the present round is known here, so it cannot bend the distribution. A request
+        that keeps its length is always drafted.
+        """
+        requests, cost = batch.decode, self.tables.cost
+        pasts = [self._past_of(request) for request in requests]
+        draft_s_R = [cost.draft_s(n) for n in range(len(requests) + 1)]
+        verify_s_B = self.verify_s_B[batch.prefill_rows + len(requests) :]
+        wanted = admission.worth_drafting(*zip(*pasts, strict=True), draft_s_R, verify_s_B)
+        return [
+            bool(pays) or _keeps_length(request.params) or _probe_is_due(request)
+            for request, pays in zip(requests, wanted, strict=True)
+        ]
+
+    def _past_of(self, request: Request) -> tuple[float, float]:
+        """Mean accepted and verified draft tokens of the last drafted rounds."""
+        recent = request.rounds[-MEMORY * PROBE_EVERY :]
+        drafted = [record for record in recent if record.drafted][-MEMORY:]
+        if len(drafted) < MEMORY // 2:  # too young to judge
+            length = max(self.steady_length(request.params), 1)
+            return float(self.mean_survival(request.params)[:length].sum()), float(length)
+        accepted = sum(record.accepted for record in drafted) / len(drafted)
+        return accepted, max(sum(record.verified for record in drafted) / len(drafted), 1.0)
+
     def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
         """Lengths that maximise Θ for the requests without a seed of their own.
 
@@ -67,8 +96,8 @@ class Adaptive(Policy):
         if free:
             survival_RK = self._survival(requests, drafts.confidence_RK.tolist())
             within = np.arange(self.draft_len) < lengths_R[:, None]
-            committed = len(requests) + float(survival_RK[within].sum())
-            rows = batch.prefill_rows + len(requests) + int(lengths_R.sum())
+            committed = len(batch.plain) + len(requests) + float(survival_RK[within].sum())
+            rows = batch.other_rows + len(requests) + int(lengths_R.sum())
             draft_s = self.tables.cost.draft_s(len(requests))
             chosen = [requests[r] for r in free]
             lengths_R[free] = self.admit(chosen, survival_RK[free], committed, rows, draft_s)
@@ -172,6 +201,12 @@ class Pipelined(Adaptive):
 
 
 ADAPTIVE: dict[str, type[Adaptive]] = {cls.name: cls for cls in (Causal, Pipelined)}
+
+
+def _probe_is_due(request: Request) -> bool:
+    """The request has gone undrafted long enough."""
+    recent = request.rounds[-PROBE_EVERY:]
+    return len(recent) == PROBE_EVERY and not any(record.drafted for record in recent)
 
 
 def _keeps_length(params: SamplingParams) -> bool:

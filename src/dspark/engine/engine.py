@@ -1,6 +1,6 @@
 """The engine: draft, schedule, verify, commit (DSpark §3.2.2).
 
-batch = queue.next_batch()
+batch = scheduler.choose(queue.next_batch())
 drafts = runner.draft(batch)
 plan = scheduler.plan(batch, drafts)
 verdict = runner.verify(batch, drafts, plan)
@@ -143,7 +143,7 @@ class Engine:
                 changed; `cancel` the requests.
         """
         start = perf_counter()
-        batch = self.queue.next_batch()
+        batch = self.scheduler.choose(self.queue.next_batch())
         if not batch:
             return []
         before_draft = perf_counter()
@@ -161,7 +161,7 @@ class Engine:
         stats.verify_s += verify_s
         stats.other_s += perf_counter() - start - draft_s - verify_s
         stats.steps += 1
-        stats.batch_tokens += batch.prefill_rows + plan.batch_tokens
+        stats.batch_tokens += batch.other_rows + plan.batch_tokens
         stats.committed += sum(len(output.token_ids) for output in outputs)
         return outputs
 

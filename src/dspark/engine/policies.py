@@ -25,6 +25,10 @@ class Policy(ABC):
     draft_len: int
     needs_confidence: bool = False
 
+    def wants(self, batch: Batch) -> Sequence[bool]:
+        """Which of the decode requests are worth a draft, judged by their past rounds alone."""
+        return [True] * len(batch.decode)
+
     @abstractmethod
     def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
         """Draft tokens to verify of each of the batch's decode requests, 0 to K."""

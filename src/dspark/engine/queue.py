@@ -108,11 +108,16 @@ class RequestQueue:
         verification).
 
         Returns:
-            What each request of the batch got, prefilled ones first.
+            What each request of the batch got: prefilled, plain, drafted ones.
         """
         outputs = []
         for request, token in zip(batch.prefill, verdict.first_id, strict=True):
             outputs.append(self._extend(request, [token], [TokenKind.PLAIN]))
+        for request, token in zip(batch.plain, verdict.plain_id, strict=True):
+            outputs.append(self._extend(request, [token], [TokenKind.PLAIN]))
+            stopped = request.finish is FinishReason.STOP
+            request.rounds.append(RoundRecord(0, 0, 0, 1, stopped))
+            request.round += 1
         drafted = [] if drafts is None else drafts.draft_ids_RK.tolist()
         sure_RK = None if drafts is None else drafts.confidence_RK
         confidence = [] if sure_RK is None else sure_RK.tolist()

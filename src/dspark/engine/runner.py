@@ -87,9 +87,10 @@ class Runner:
         last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
         seen_TM = last_TD if taps_TM is None else taps_TM
         logits_NV = self.target.logits(_pick(last_TD, _logit_rows(batch, plan)))
-        firsts = len(batch.prefill)
-        verdict = self._judge(batch.decode, logits_NV[firsts:], drafts, plan)
+        firsts, plains = len(batch.prefill), len(batch.prefill) + len(batch.plain)
+        verdict = self._judge(batch.decode, logits_NV[plains:], drafts, plan)
         verdict.first_id = self._choose(batch.prefill, logits_NV[:firsts], Use.TARGET)
+        verdict.plain_id = self._choose(batch.plain, logits_NV[firsts:plains], Use.RESIDUAL)
         if self.drafter is not None:
             known = _committed_rows(batch, plan, verdict)
             self.drafter.extend(
@@ -103,6 +104,7 @@ class Runner:
 
     def _rows(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Rows:
         parts = [(_slot(request), 0, request.prompt_ids) for request in batch.prefill]
+        parts += [(_slot(r), r.anchor_pos, [r.anchor]) for r in batch.plain]
         ids_RK = [[]] * len(batch.decode) if drafts is None else drafts.draft_ids_RK.tolist()
         for request, ids_K, length in zip(batch.decode, ids_RK, plan.verify_len, strict=True):
             block = [request.anchor, *ids_K[:length]]
@@ -193,7 +195,7 @@ def _logit_rows(batch: Batch, plan: VerifyPlan) -> list[int]:
     for request in batch.prefill:
         end += len(request.prompt_ids)
         rows.append(end - 1)
-    rows.extend(range(end, end + plan.batch_tokens))
+    rows.extend(range(end, end + len(batch.plain) + plan.batch_tokens))
     return rows
 
 
@@ -203,7 +205,7 @@ def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[in
     Their taps are what the drafter may look at from now on. What a stop token or a length limit
     cuts afterwards belongs to a finished request and does no harm.
     """
-    start = batch.prefill_rows
+    start = batch.other_rows
     rows = list(range(start))
     for length, accepted in zip(plan.verify_len, verdict.accepted, strict=True):
         rows.extend(range(start, start + accepted + 1))
@@ -214,10 +216,11 @@ def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[in
 def _next_ids(batch: Batch, rows: Rows, known: list[int], verdict: Verdict) -> Tensor:
     """The token after each committed row: the row behind it, or the one the verdict drew."""
     next_T = _pick(rows.ids_T, known).roll(-1)
-    counts = [len(request.prompt_ids) for request in batch.prefill]
+    counts = [len(request.prompt_ids) for request in batch.prefill] + [1] * len(batch.plain)
     counts += [accepted + 1 for accepted in verdict.accepted]
     last_R = torch.tensor(counts, device=next_T.device).cumsum(0) - 1
-    next_T[last_R] = torch.tensor([*verdict.first_id, *verdict.next_id], device=next_T.device)
+    drawn = [*verdict.first_id, *verdict.plain_id, *verdict.next_id]
+    next_T[last_R] = torch.tensor(drawn, device=next_T.device)
     return next_T
 
 

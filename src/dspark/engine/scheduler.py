@@ -61,6 +61,16 @@ class Scheduler:
     def __init__(self, policy: Policy, max_len: int) -> None:
         self.policy, self.max_len = policy, max_len
 
+    def choose(self, batch: Batch) -> Batch:
+        """The batch with the requests that the policy does not want drafted set apart."""
+        if not self.policy.draft_len or not batch.decode:
+            return batch
+        wanted = self.policy.wants(batch)
+        pairs = list(zip(batch.decode, wanted, strict=True))
+        drafted = [request for request, wants in pairs if wants]
+        plain = [request for request, wants in pairs if not wants]
+        return Batch(batch.prefill, drafted, plain)
+
     def plan(self, batch: Batch, drafts: DraftBlock | None) -> VerifyPlan:
         """Verify lengths of the batch's decode requests."""
         if drafts is None:

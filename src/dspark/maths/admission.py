@@ -80,6 +80,29 @@ def top(survival_RK: ArrayLike, count: int) -> Ints:
     return _lengths(ranked(survival_RK)[1][:count], survival_RK)
 
 
+def worth_drafting(
+    accepted_R: ArrayLike, verified_R: ArrayLike, draft_s_R: ArrayLike, verify_s_B: ArrayLike
+) -> NDArray[np.bool_]:
+    """Which requests to draft at all, from what their past rounds gave and took.
+
+    The most productive requests come first; as many are drafted as maximise Θ.
+
+    Args:
+        accepted_R, verified_R: draft tokens that a round of each request accepts and verifies.
+        draft_s_R: seconds of drafting for 0, 1, … R requests.
+        verify_s_B: seconds of the target's forward with 0, 1, … draft tokens in the batch.
+    """
+    accepted_R, verified_R = np.asarray(accepted_R, float), np.asarray(verified_R, float)
+    order = np.argsort(-accepted_R, kind="stable")
+    tokens = len(order) + np.concatenate([[0.0], np.cumsum(accepted_R[order])])
+    rows = np.concatenate([[0.0], np.cumsum(verified_R[order])])
+    verify_s = np.interp(rows, np.arange(len(np.asarray(verify_s_B))), verify_s_B)
+    count = int(np.argmax(tokens / (np.asarray(draft_s_R, float)[: len(tokens)] + verify_s)))
+    wanted = np.zeros(len(order), dtype=bool)
+    wanted[order[:count]] = True
+    return wanted
+
+
 def _committed(survival_RK: ArrayLike, committed: float | None) -> float:
     return len(np.asarray(survival_RK)) if committed is None else committed
 
