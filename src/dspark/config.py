@@ -44,6 +44,9 @@ class DataSection(Section):
         1024, ge=16, description="tokens of a sequence, prompt included; longer ones are cut"
     )
     seed: int = Field(0, ge=0, description="seed of the held-out split")
+    store: str | None = Field(
+        None, description="folder made by `dspark store`; unset computes states on the fly"
+    )
 
 
 class DrafterSection(Section):
@@ -109,7 +112,10 @@ class RunSection(Section):
     minutes: float | None = Field(80.0, gt=0, description="wall-clock limit in minutes")
     steps: int | None = Field(None, ge=1, description="limit in optimiser steps")
     anchors_per_sequence: int = Field(64, ge=1, description="anchors drawn from a sequence")
-    sequences_per_step: int = Field(8, ge=1, description="sequences of an optimiser step")
+    sequences_per_step: int = Field(
+        8, ge=1, description="sequences of an optimiser step, all processes together"
+    )
+    accumulate: int = Field(1, ge=1, description="micro-batches of an optimiser step")
     cache_gib: float = Field(
         4.0, ge=0, description="memory for target hidden states kept across epochs, in GiB"
     )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark.data.responses import Response
-from dspark.training.batches import Visit, training_sequences, visits
+from dspark.training.batches import Visit, share, training_sequences, visits
 
 
 def first_epoch(sizes: list[int], budget: int, per_step: int, passes: int) -> list[Visit]:
@@ -112,3 +112,20 @@ def test_sequences_are_prompt_and_answer() -> None:
     assert sequence.key == response.key
     assert sequence.ids_T.tolist() == [0, 1, 2, 7, 8]
     assert sequence.states is states
+
+
+@given(count=st.integers(0, 20), world=st.integers(1, 5), pieces=st.integers(1, 6))
+def test_shares_hold_every_sequence_once(count: int, world: int, pieces: int) -> None:
+    indices = tuple(range(100, 100 + count))
+    shares = [share(indices, rank, world, pieces) for rank in range(world)]
+    assert sorted(i for parts in shares for part in parts for i in part) == list(indices)
+    sizes = [sum(map(len, parts)) for parts in shares]
+    assert max(sizes) - min(sizes) <= 1
+    for parts in shares:
+        assert len(parts) <= pieces
+        lengths = [len(part) for part in parts]
+        assert not lengths or (min(lengths) > 0 and max(lengths) - min(lengths) <= 1)
+
+
+def test_one_process_and_one_piece_are_the_step_itself() -> None:
+    assert share((5, 2, 7), 0, 1, 1) == [(5, 2, 7)]

@@ -89,3 +89,23 @@ def test_phases_add_up() -> None:
         pass
     assert list(timer.seconds) == ["a", "b"]
     assert all(s > 0 for s in timer.seconds.values())
+
+
+def test_meters_of_several_processes_are_one() -> None:
+    """Two processes with the halves of two steps, and a third that had nothing."""
+    whole, halves = Meter(), [Meter(), Meter(), Meter()]
+    for step in range(2):
+        for half, rows in zip(halves, ([0, 1], [2]), strict=False):
+            half.add(loss(OVERLAP[rows], 1.0 + step), VALID[rows], steps=0)
+        for half in halves:
+            half.steps += 1
+        whole.add(loss(OVERLAP, 2 * (1.0 + step)), VALID)
+    merged = Meter.merged([half.state() for half in halves])
+    assert merged.steps == 2
+    assert merged.anchors == whole.anchors == 6
+    mine, theirs = merged.summary(), whole.summary()
+    del mine["anchors_per_s"], theirs["anchors_per_s"]
+    assert mine == theirs
+    alone = Meter.merged([halves[2].state(), halves[0].state()])  # the first may have nothing
+    assert alone.anchors == 4
+    assert alone.position_sum is not None

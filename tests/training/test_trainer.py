@@ -266,7 +266,7 @@ def test_kill_9_and_resume_gives_the_same_curve(make: Make, through: Trainer, ho
     assert again.counters.anchors == through.counters.anchors
     assert measured["accepted_length"] == log(through)[-1]["accepted_length"]
     left = {p.name for p in again.out.iterdir() if not p.name.startswith(".")}
-    assert left == {"state", "drafter", "train_log.jsonl"}
+    assert left == {"state", "drafter", "drafter-25", "drafter-50", "train_log.jsonl"}
 
 
 def test_an_end_before_the_first_save_begins_anew(make: Make, through: Trainer) -> None:

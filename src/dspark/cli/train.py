@@ -37,6 +37,7 @@ def command(
     """Train a drafter on answers of its own target; run again to resume.
 
     Ctrl-C saves the state first. Logs, checkpoints and the drafter lie in the recipe's `out`.
+    Under `accelerate launch` or `torchrun`, processes share the sequences of each step.
 
     Examples:
 
@@ -48,15 +49,24 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
     loaded = load_config(config, TrainConfig, set_ or [])
+    from dspark.training.parallel import Parallel
+
+    parallel = Parallel()
     if profile:
         from dspark.training import profile as profiling
 
-        _print_profile(profiling.profile_steps(loaded, profile_steps), as_json)
+        found = profiling.profile_steps(loaded, profile_steps)
+        if parallel.is_main:
+            _print_profile(found, as_json)
+        parallel.close()
         return
     from dspark.training.trainer import run
 
-    with _Display(loaded) as display:
+    with _Display(loaded, quiet=not parallel.is_main) as display:
         _, measured = run(loaded, display.show)
+    parallel.close()
+    if not parallel.is_main:
+        return
     if as_json:
         print(json.dumps(measured))
     else:
@@ -67,8 +77,8 @@ def command(
 class _Display:
     """Progress bar and TensorBoard, fed by the trainer's records."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.console = Console(file=sys.stderr)
+    def __init__(self, config: TrainConfig, quiet: bool = False) -> None:
+        self.console = Console(file=sys.stderr, quiet=quiet)
         self.bar = Progress(
             BarColumn(bar_width=10),
             # A narrow terminal cuts the description; it ends with what one can best do without.

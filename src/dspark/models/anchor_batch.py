@@ -69,7 +69,7 @@ def make_anchor_batch(
     if not parts:
         return None
     chosen, anchor_ids, labels, valid, teacher = zip(*parts, strict=True)
-    rows = list(zip(kept, teacher, strict=True))
+    rows = [(s, t.to(s.last_TD.device)) for s, t in zip(kept, teacher, strict=True)]
     return AnchorBatch(
         lengths=[len(s.taps_TM) for s in kept],
         taps_TM=torch.cat([s.taps_TM for s in kept]),

@@ -73,7 +73,7 @@ def make_position_batch(sequences: Sequence[TrainingSequence], steps: int) -> Po
         start += len(sequence.ids_T) - 1
     ids_QK = torch.from_numpy(np.concatenate([t for t, _ in tokens]))
     inside_QK = torch.from_numpy(np.concatenate([i for _, i in tokens]))
-    pairs = [(s.states, t) for s, t in zip(kept, teacher, strict=True)]
+    pairs = [(s.states, t.to(s.states.last_TD.device)) for s, t in zip(kept, teacher, strict=True)]
     return PositionBatch(
         lengths=[len(s.ids_T) - 1 for s in kept],
         learners=learners,

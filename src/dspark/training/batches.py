@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,6 +65,16 @@ def _windows(order: list[int], sizes: Sequence[int], budget: int) -> list[list[i
         windows[-1].append(index)
         held += sizes[index]
     return windows
+
+
+def share(indices: Sequence[int], rank: int, world: int, pieces: int) -> list[Sequence[int]]:
+    """One process's part of a step's sequences, as at most ``pieces`` micro-batches.
+
+    The parts of all processes together hold each sequence once; no micro-batch is empty.
+    """
+    mine = indices[rank::world]
+    bounds = [len(mine) * n // pieces for n in range(pieces + 1)]
+    return [mine[start:end] for start, end in pairwise(bounds) if start < end]
 
 
 def training_sequences(

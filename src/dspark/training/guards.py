@@ -36,8 +36,7 @@ def hold_interrupt() -> Iterator[None]:
 
     Does nothing outside the main thread or where Ctrl-C has another meaning.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not _ctrl_c_is_ours():
         yield
         return
     came: list[bool] = []
@@ -54,6 +53,29 @@ def hold_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if came:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def note_interrupts() -> Iterator[list[bool]]:
+    """Only note Ctrl-C, however often it comes, so that several processes can stop together.
+
+    Yields:
+        a list that is empty as long as nothing came.
+    """
+    came: list[bool] = []
+    if not _ctrl_c_is_ours():
+        yield came
+        return
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _ctrl_c_is_ours() -> bool:
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @contextlib.contextmanager

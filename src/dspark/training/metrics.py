@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,9 +41,9 @@ class Meter:
         self.position_count: Tensor | None = None
         self.started = time.perf_counter()
 
-    def add(self, loss: DraftLoss, label_valid_AK: Tensor) -> None:
-        """Count one batch."""
-        self.steps += 1
+    def add(self, loss: DraftLoss, label_valid_AK: Tensor, steps: int = 1) -> None:
+        """Count one batch; ``steps`` is 0 for one that is but a part of a step."""
+        self.steps += steps
         self.anchors += len(label_valid_AK)
         total = float(loss.total.detach())
         parts = {"loss": total, "ce": loss.ce, "tv": loss.tv, "bce": loss.bce}
@@ -53,14 +53,16 @@ class Meter:
         self.sums["length"] += length
         self.sums["blocks"] += blocks
         valid = label_valid_AK.float()
-        accepted, count = (loss.overlap_AK * valid).sum(0).cpu(), valid.sum(0).cpu()
+        self._add_positions((loss.overlap_AK * valid).sum(0).cpu(), valid.sum(0).cpu())
+
+    def _add_positions(self, accepted: Tensor | None, count: Tensor | None) -> None:
+        if accepted is None or count is None:
+            return
         if self.position_sum is None or self.position_count is None:
             self.position_sum, self.position_count = accepted, count
         else:
-            self.position_sum, self.position_count = (
-                self.position_sum + accepted,
-                self.position_count + count,
-            )
+            self.position_sum = self.position_sum + accepted
+            self.position_count = self.position_count + count
 
     def leave_out(self, seconds: float) -> None:
         """Take time that went into something else off the clock."""
@@ -86,6 +88,18 @@ class Meter:
         if state["position_sum"] is not None:
             meter.position_sum = torch.tensor(state["position_sum"])
             meter.position_count = torch.tensor(state["position_count"])
+        return meter
+
+    @classmethod
+    def merged(cls, states: Sequence[dict[str, Any]]) -> Meter:
+        """One meter of several processes' states; steps and clock are the first one's."""
+        meter = cls.restored(states[0])
+        for state in states[1:]:
+            other = cls.restored(state)
+            meter.anchors += other.anchors
+            for name, value in other.sums.items():
+                meter.sums[name] += value
+            meter._add_positions(other.position_sum, other.position_count)
         return meter
 
     def summary(self) -> dict[str, float | list[float]]:

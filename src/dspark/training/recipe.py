@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dspark.artifacts import find_data, provenance
 from dspark.config import TrainConfig
 from dspark.errors import ConfigError
 from dspark.models.target import portable_name
 
 # Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
-FREE = {"minutes", "steps", "threads", "log_every"}
+FREE = {"minutes", "steps", "threads", "accumulate", "log_every"}
 FREE |= {"checkpoint_every_minutes", "eval_every_minutes", "keep_at"}
 
 
 def fixed_part(config: TrainConfig, mask_token_id: int | None) -> dict[str, Any]:
     """What must not change when a run is taken up again, as plain JSON values."""
-    recipe = config.model_dump(mode="json", exclude={"out": True, "run": FREE})
+    recipe = config.model_dump(mode="json", exclude={"out": True, "data": {"store"}, "run": FREE})
     recipe["mask"] = mask_token_id
     return json.loads(json.dumps(recipe))
 
@@ -45,7 +46,20 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     fields["target"] = portable_name(config.target)
     fields["out"] = Path(config.out).name
     fields["data"]["responses"] = [Path(name).name for name in config.data.responses]
+    if config.data.store is not None:
+        fields["data"]["store"] = Path(config.data.store).name
     return fields
+
+
+def drafter_record(config: TrainConfig, training: dict[str, Any]) -> str:
+    """`provenance.json` of a drafter: inputs, recipe, and how far ``training`` went."""
+    record = provenance(
+        "dspark train",
+        {"run": config.run.seed, "data": config.data.seed},
+        [find_data(source) for source in config.data.responses],
+    )
+    record |= {"config": portable(config), "training": training}
+    return json.dumps(record, indent=2) + "\n"
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
