@@ -13,11 +13,12 @@ STAMP := $(VENV)/.setup-done
 .PHONY: help setup demo test lint format soak results ablations clean
 
 # What `make results` judges: all shipped drafters, on the data folder's evaluation prompts.
-DRAFTERS := $(notdir $(wildcard drafters/smollm2-135m/*))
+DRAFTERS := $(patsubst drafters/smollm2-135m/%/config.json,%,$(wildcard drafters/smollm2-135m/*/config.json))
 SETS := gsm8k math500 mbpp humaneval mt-bench alpaca
 DATA_FLAGS := $(SETS:%=--data eval/%.jsonl)
-# Prompts that no drafter has seen: those of the training file without a training answer.
-CALIBRATION_FLAGS ?= --data prompts_train.jsonl --exclude responses.jsonl.gz
+# Prompts that no drafter has seen: those of the training file without an answer in the training.
+CALIBRATION_FLAGS ?= --data prompts_train.jsonl \
+	--exclude drafters/smollm2-135m/trained_prompts.jsonl.gz
 
 THRESHOLDS := 0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9
 

@@ -29,6 +29,7 @@ VERBS = {
     "store": "Keep the target's hidden states on disk, for training runs to read.",
     "train": "Train a drafter.",
     "profile": "Measure what a round costs here, for the adaptive policies.",
+    "audit": "Check on this machine that drafts change nothing.",
     "bench": "Measure speed on this machine.",
     "calibrate": "Fit and judge the drafter's confidences against what the target accepts.",
     "eval": "Judge drafters on prompt files: accepted length, acceptance by position, speed.",

@@ -8,7 +8,7 @@ Suffixes: R requests, K block slots, N rows with logits, T packed rows, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,11 @@ from dspark.models.target import Target
 _CHUNK = 2**21
 
 
+# Requests, the target's probabilities [R, K + 1, V] (void beyond a verify length), drafts, verify
+# lengths, verdict: told of every step that draws above temperature 0 with drafts verified.
+OnVerdict = Callable[[list[Request], Tensor, DraftBlock, Sequence[int], Verdict], None]
+
+
 class Runner:
     """Runs drafts and verification for the requests of a batch.
 
@@ -36,6 +41,9 @@ class Runner:
         slots, max_len: sizes of the caches.
         draft_len: draft tokens a round.
         seed: stands for the seed of requests that have none of their own.
+
+    Attributes:
+        on_verdict: watches verdicts (see `evaluation.audit`); None costs nothing.
     """
 
     def __init__(
@@ -53,6 +61,7 @@ class Runner:
         self._tap_ids: Sequence[int] = ()
         self._d2t: Tensor | None = None
         self._context: Any = None
+        self.on_verdict: OnVerdict | None = None
         if self.drafter is not None:
             self._tap_ids = self.drafter.config.target_layer_ids
             self._d2t = self.drafter.d2t
@@ -119,7 +128,8 @@ class Runner:
         plan: VerifyPlan,
     ) -> Verdict:
         """Accepted drafts and the token after them, from the logits of anchors and drafts."""
-        if drafts is None or not any(plan.verify_len):
+        unwatched = self.on_verdict is None
+        if drafts is None or (unwatched and not any(plan.verify_len)):
             return Verdict([0] * len(requests), self._choose(requests, logits_NV, Use.RESIDUAL))
         draft_ids_RK = drafts.draft_ids_RK
         K = draft_ids_RK.shape[1]
@@ -133,8 +143,9 @@ class Runner:
             for _ in range(length + 1)
         ]
         probs_NV = torch.cat(list(_shaped(logits_NV, params)))
-        return verify(
-            _rectangle(probs_NV, plan.verify_len, K),
+        target_RKV = _rectangle(probs_NV, plan.verify_len, K)
+        verdict = verify(
+            target_RKV,
             drafts.draft_probs_RKV,
             draft_ids_RK,
             plan.verify_len,
@@ -142,6 +153,9 @@ class Runner:
             self._uniform(requests, Use.RESIDUAL)[:, 0],
             self._d2t,
         )
+        if self.on_verdict is not None:
+            self.on_verdict(requests, target_RKV, drafts, plan.verify_len, verdict)
+        return verdict
 
     def _choose(self, requests: list[Request], logits_RV: Tensor, use: Use) -> list[int]:
         """One token straight from the target for each request."""

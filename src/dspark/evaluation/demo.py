@@ -226,5 +226,6 @@ def difference(target: Target, prompt_id: str, plain: Request, drafted: Request)
     prefix = [*plain.prompt_ids, *plain.output_ids[:at]]
     cache = target.new_cache(1, len(prefix))
     last, _ = target.forward(Rows.build([(0, 0, prefix)], str(target.device)), cache)
-    best = target.logits(last[-1:])[0].float().topk(2).values
-    return {"prompt": prompt_id, "position": at, "logit_gap": round(float(best[0] - best[1]), 6)}
+    best, second = target.logits(last[-1:])[0].float().topk(2).values.tolist()
+    gap = {"logit_gap": round(best - second, 6), "best_logit": round(best, 4)}
+    return {"prompt": prompt_id, "position": at, **gap}

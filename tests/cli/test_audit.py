@@ -1,0 +1,61 @@
+"""`dspark audit`: exit codes, the findings file, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dspark.artifacts import read_artifact
+from dspark.cli import main as cli
+from dspark.evaluation import audit
+from tiny import tiny_drafter, tiny_home
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    home = tiny_home(tmp_path_factory.mktemp("home"), count=16)
+    tiny_drafter(home)
+    return home
+
+
+def line(home: Path, *more: str) -> list[str]:
+    models = ["--target", str(home / "target"), "--drafter", str(home / "run" / "drafter")]
+    return ["audit", *models, "--dtype", "float32", "--max-new-tokens", "8", *more]
+
+
+def test_findings(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r" / "audit.json"
+    code = cli.main(line(home, "--limit", "3", "--samples", "1", "--json", str(file)))
+    found = read_artifact(file, audit.SCHEMA)
+    assert code == {"lossless": 0, "undecided": 3}[found["verdict"]]
+    assert found["greedy"]["identical"] == found["seeds"]["identical"] == 1
+    assert found["verdict"] in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("lossless", 0), ("lossy", 1), ("undecided", 3)])
+def test_exit_codes(
+    home: Path,
+    verdict: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    real = audit.run
+
+    def run(*args: Any, **more: Any) -> dict[str, Any]:
+        return real(*args, **more) | {"verdict": verdict}
+
+    monkeypatch.setattr(audit, "run", run)
+    assert cli.main(line(home, "--limit", "1", "--samples", "1")) == code
+    assert verdict in capfd.readouterr().out
+
+
+def test_without_a_drafter_there_is_nothing_to_check(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit", "--target", str(home / "target"), "--drafter", "none"]) == 2
+    assert "nothing to audit" in capfd.readouterr().err

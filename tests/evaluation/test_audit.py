@@ -1,0 +1,131 @@
+"""The audit: passes what is lossless, catches what is not, and says when it cannot tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from dspark.core import Batch
+from dspark.engine import runner
+from dspark.engine.policies import Policy
+from dspark.evaluation import audit
+from dspark.maths import admission, verification
+from dspark.models.drafter import Drafter
+from dspark.models.target import Target, load_target
+from fakes import tiny_target_folder
+from scripted import TableTarget, random_drafter
+
+PLAN = audit.Plan([[3, 1], [2], [0, 6, 4]], 12, 12, samples=150, slots=32)
+
+
+@pytest.fixture(scope="module")
+def table() -> Target:
+    return TableTarget()
+
+
+@pytest.fixture(scope="module")
+def drafter(table: Target) -> Drafter:
+    drafter: Any = random_drafter(table, 4, gain=20.0, seed=1)
+    weight = drafter.confidence_head.proj.weight
+    weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2)) * 1.5
+    return drafter
+
+
+def found(table: Target, drafter: Drafter, policy: Any = None, plan: Any = PLAN) -> dict[str, Any]:
+    return audit.run(table, drafter, policy, plan)
+
+
+@pytest.mark.parametrize("policy", [None, "fixed:2", "threshold:0.5"])
+def test_lossless_setups_pass(table: Target, drafter: Drafter, policy: Any) -> None:
+    result = found(table, drafter, policy)
+    assert result["verdict"] == "lossless", result
+    assert result["greedy"]["identical"] == 1
+    assert result["distribution"]["tokens"] > 3000
+    assert result["distribution"]["distance_seen"] < 0.05
+
+
+def accept_always(patch: pytest.MonkeyPatch) -> None:
+    real = verification.verify
+    patch.setattr(runner, "verify", lambda t, d, i, n, u, *rest: real(t, d, i, n, 0 * u, *rest))
+
+
+def residual_from_target(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verification, "_residual", lambda target_SV, draft_SV, d2t: target_SV)
+
+
+@pytest.mark.parametrize("damage", [accept_always, residual_from_target])
+def test_broken_verification_is_caught(
+    table: Target, drafter: Drafter, damage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(monkeypatch)
+    result = found(table, drafter)
+    assert result["verdict"] == "lossy"
+    assert result["distribution"]["outcome"] == "failed"
+
+
+class Retrospective(Policy):
+    """Looks past a dip in throughput, at confidences that hang on the tokens themselves."""
+
+    name, draft_len, needs_confidence = "retrospective", 4, True
+    seconds = (1.0, 1 / 0.5, 1 / 0.45, 1 / 0.44, 1 / 0.43)
+
+    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+        survival_RK = drafts.confidence_RK.numpy().cumprod(1)
+        return [admission.capacity(a_K[None], self.seconds) for a_K in survival_RK]
+
+
+def test_a_policy_that_looks_ahead_is_caught(table: Target, drafter: Drafter) -> None:
+    result = found(table, drafter, Retrospective(), audit.Plan(PLAN.prompts, 12, 12, 400, 64))
+    assert len(result["distribution"]["verify_lengths"]) > 1
+    assert result["distribution"]["outcome"] == "failed"
+
+
+def test_greedy_text_that_changes_is_caught(
+    table: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verification.verify_greedy
+
+    def broken(best: Any, ids: Any, lengths: Any) -> Any:
+        verdict = real(best, ids, lengths)
+        verdict.accepted = [
+            max(a, min(1, n)) for a, n in zip(verdict.accepted, lengths, strict=True)
+        ]
+        return verdict
+
+    monkeypatch.setattr(runner, "verify_greedy", broken)
+    result = found(table, drafter, plan=audit.Plan(PLAN.prompts, 12, 12, 2, 4))
+    assert result["greedy"]["outcome"] == "failed"
+    assert result["verdict"] == "lossy"
+
+
+def test_too_little_to_tell(table: Target, drafter: Drafter) -> None:
+    result = found(table, drafter, plan=audit.Plan(PLAN.prompts, 4, 4, 1, 4))
+    assert result["distribution"]["outcome"] == "undecided"
+    assert result["verdict"] == "undecided"
+
+
+def test_nothing_drafted_is_undecided(table: Target, drafter: Drafter) -> None:
+    result = found(table, drafter, "threshold:1", audit.Plan(PLAN.prompts, 4, 4, 4, 4))
+    assert result["verdict"] == "undecided"
+
+
+def test_a_real_target_in_float32(tmp_path: Any) -> None:
+    target = load_target(tiny_target_folder(tmp_path / "t"), "float32")
+    prompts = [[5, 6, 7], [9], [20, 21]]
+    plan = audit.Plan(prompts, 12, 12, 4, 4)
+    result = audit.run(target, random_drafter(target, 4, gain=5.0), None, plan)
+    assert result["greedy"]["outcome"] == result["seeds"]["outcome"] == "passed"
+    assert result["distribution"]["outcome"] != "failed"
+
+
+def test_excess() -> None:
+    excess = audit.Excess()
+    assert (excess.z, excess.p_value, excess.distance_seen) == (0, 1, math.inf)
+    excess.add(torch.ones(100), torch.full((100,), 0.5))
+    assert excess.z == pytest.approx(10)
+    assert excess.p_value < 1e-20
+    assert excess.distance_seen == pytest.approx((3.8906 + 1.6449) * 5 / 100, rel=1e-3)
