@@ -49,6 +49,15 @@ def test_values_are_the_targets(
         check(target, r, states)
 
 
+def test_states_lie_in_memory_of_their_own(target: Target, responses: list[Response]) -> None:
+    """Not on the heap, where tensors of all sizes that come and go leave holes."""
+    for states in StateCache(target, TAPS, 10**9).get(responses[:3]):
+        for tensor in (states.taps_TM, states.last_TD):
+            assert not tensor.untyped_storage().resizable()
+    bare = StateCache(target, (), 0).get(responses[:1])[0]
+    assert bare.nbytes == bare.taps_TM.numel() * bare.taps_TM.element_size()
+
+
 def test_without_taps_the_last_states_stand_for_them(
     target: Target, responses: list[Response]
 ) -> None:
