@@ -33,6 +33,21 @@ def test_head(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert str(home) not in file.read_text()
 
 
+def test_load(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r" / "load.json"
+    line = ["bench", "load", "--target", str(home / "target"), "--dtype", "float32"]
+    line += ["--drafter", str(home / "run" / "drafter"), "--users", "1,2", "--rates", "50"]
+    line += ["--seconds", "0.1", "--slice", "0.05", "--max-new-tokens", "6"]
+    assert cli.main([*line, "--policies", "off,fixed:2", "--json", str(file)]) == 0
+    assert "2 users" in capfd.readouterr().out
+    rows = read_artifact(file, "dspark.load/1")["rows"]
+    assert [(r["users"], r["policy"]) for r in rows] == [
+        (users, policy) for users in (1, 2, 0) for policy in ("off", "fixed:2")
+    ]
+    assert cli.main([*line, "--policies", "fixd:2"]) == 2
+    assert "Unknown policy" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -40,6 +55,10 @@ def test_head(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
         (["head", "--drafter", "nowhere"], "no drafter nowhere"),
         (["head", "--rounds", "1"], "--rounds"),
         (["heads"], "heads"),
+        (["load", "--users", "0"], "whole numbers above 0"),
+        (["load", "--users", "1,x"], "whole numbers above 0"),
+        (["load", "--users", "", "--rates", ""], "nothing to measure"),
+        (["load", "--rates", "-1"], "numbers above 0"),
     ],
 )
 def test_mistakes(argv: list[str], words: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dspark.cli import bench_head
+from dspark.cli import bench_head, bench_load
 
 HELP = """Measure speed on this machine.
 
@@ -21,3 +21,4 @@ def _group() -> None: ...  # makes `head` a sub-verb even while it is the only o
 
 
 app.command("head")(bench_head.command)
+app.command("load")(bench_load.command)

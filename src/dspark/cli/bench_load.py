@@ -1,0 +1,179 @@
+"""`dspark bench load`: policies under load, many users at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DrafterOption,
+    DtypeOption,
+    TargetOption,
+    ThreadsOption,
+    check_writable,
+    find_drafter,
+    load_models,
+    load_tables,
+)
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+
+def command(
+    users: Annotated[
+        str, typer.Option(help="Users of the closed loop, each with one request at a time.")
+    ] = "1,4,16",
+    rates: Annotated[
+        str, typer.Option(help="Arrivals a second of the open loop (Poisson); none by default.")
+    ] = "",
+    policies: Annotated[str, typer.Option(help="Policies, separated by commas.")] = "off,fixed:3",
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each policy at each level.")] = 20.0,
+    slice_s: Annotated[float, typer.Option("--slice", min=0.01, help="Seconds of a turn.")] = 1.0,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
+    ] = None,
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = DEFAULT_DRAFTER,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of order and arrivals.")] = 0,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here (dspark.load/1).")
+    ] = None,
+) -> None:
+    """Serve many users with each policy in turn, on the same prompts.
+
+    Turns are slices of one run, so drift of the machine falls on all policies alike.
+
+    Examples:
+
+        dspark bench load --users 1,4,16 --policies off,fixed:3,causal --json load.json
+
+        dspark bench load --users 8 --rates 2,4 --policies off,pipelined --seconds 30
+    """
+    if json_file is not None:
+        check_writable(json_file)
+    from dspark.artifacts import provenance, write_artifact
+    from dspark.core import SamplingParams
+    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.engine.engine import Engine
+    from dspark.evaluation import load
+    from dspark.models.target import portable_name
+
+    levels = [load.Load(users=int(n)) for n in _numbers(users, "--users", whole=True)]
+    levels += [load.Load(rate=rate) for rate in _numbers(rates, "--rates")]
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    if not levels or not names:
+        raise ConfigError("There is nothing to measure", fix="Name --users or --rates, --policies")
+    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
+    params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
+    model, draft_model = load_models(target, drafter, dtype, threads)
+    tables = {name: load_tables(name, model, drafter) for name in names}
+    ids = [model.encode_messages(p.messages) for p in spread(prompts, len(prompts))]
+    room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
+
+    def build(policy: str, slots: int) -> Engine:
+        own = None if policy == "off" else draft_model
+        return Engine(model, own, policy, slots, room, seed, tables[policy])
+
+    for name in names:
+        build(name, 1)  # a wrong name is the first thing to hear about
+    with Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=len(levels))
+
+        def show(level: load.Load, done: int, all_: int) -> None:
+            what = f"{level.users} users" if level.users else f"{level.rate:g} arrivals/s"
+            at = levels.index(level) + done / all_
+            bar.update(task, completed=at, description=f"{what}, slice {done}/{all_}")
+
+        rows = load.run(
+            build,
+            names,
+            levels,
+            ids,
+            params,
+            seconds=seconds,
+            slice_s=slice_s,
+            seed=seed,
+            on_slice=show,
+        )
+    Console(highlight=False).print(_shown(rows))
+    if json_file is not None:
+        folder = find_drafter(drafter, target)
+        record = provenance("dspark bench load", {"seed": seed}, [folder] if folder else [])
+        facts = {
+            "target": portable_name(target),
+            "drafter": drafter,
+            "dtype": dtype,
+            "temperature": temperature,
+            "max_new_tokens": max_new_tokens,
+            "seconds": seconds,
+            "slice_s": slice_s,
+            "rows": rows,
+        }
+        write_artifact(json_file, load.SCHEMA, facts, record)
+
+
+def _numbers(text: str, option: str, whole: bool = False) -> list[float]:
+    """Positive numbers separated by commas.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    found = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            value = float(int(word)) if whole else float(word)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            kind = "whole numbers" if whole else "numbers"
+            raise ConfigError(f"{option} takes {kind} above 0", found=word, fix="Write 1,4,16")
+        found.append(value)
+    return found
+
+
+def _shown(rows: list[dict[str, Any]]) -> Table:
+    table = Table()
+    headings = ("load", "policy", "tokens/s", "a user p50", "first token p50")
+    for heading in (*headings, "accepted_length", "verify_len", "wasted"):
+        table.add_column(heading, justify="left" if heading in ("load", "policy") else "right")
+    before = None
+    for row in rows:
+        name = f"{row['users']} users" if row["users"] else f"{row['rate']:g}/s"
+        if before not in (None, name):
+            table.add_section()
+        before = name
+        ends = " to ".join(f"{end:.0f}" for end in row["tokens_per_s_ci"])
+        table.add_row(
+            name,
+            escape(row["policy"]),
+            f"{row['tokens_per_s']:.1f} ({ends})",
+            _form(row["tokens_per_s_per_user_p50"], ".1f"),
+            _form(row["ttft_p50"], ".3f"),
+            _form(row["accepted_length"], ".2f"),
+            _form(row["mean_verify_len"], ".2f"),
+            _form(row["wasted_share"], ".0%"),
+        )
+    return table
+
+
+def _form(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

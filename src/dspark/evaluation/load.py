@@ -1,0 +1,231 @@
+"""Policies under load: many users at once, policies in turn within one run (DSpark §5).
+
+Every policy has a lane: an engine of its own and a clock that runs only while the engine steps. The
+lanes take turns in slices of a second or so, so drift of the machine's speed falls on all alike.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from dspark.core import Request, SamplingParams
+from dspark.engine import stats
+from dspark.engine.engine import Engine
+from dspark.maths.bootstrap import interval, ratio, resample_counts
+
+SCHEMA = "dspark.load/1"
+
+
+@dataclass(slots=True)
+class Slice:
+    """One turn of a lane."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+
+
+@dataclass(slots=True)
+class Watched:
+    """A request and the lane's clock at its arrival, first token and end."""
+
+    request: Request
+    arrived: float
+    first: float | None = None
+    ended: float | None = None
+
+
+class Lane:
+    """One policy's engine under load.
+
+    Args:
+        engine: with as many slots as there are users.
+        prompts: token ids, asked round and round in a shuffled order of the lane's own.
+        params: how to draw.
+        users: requests kept running (closed loop); or
+        rate: arrivals a second of the lane's clock, Poisson (open loop).
+        seed: of order and arrivals; the same for all lanes, so all see the same load.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[list[int]],
+        params: SamplingParams,
+        *,
+        users: int = 0,
+        rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        assert bool(users) != bool(rate)
+        self.engine, self.params, self.users = engine, params, users
+        self.clock = 0.0
+        self.slices: list[Slice] = []
+        self.watched: list[Watched] = []
+        self._running: dict[int, Watched] = {}
+        self._order = _round_and_round(prompts, random.Random(f"{seed}/order"))
+        self._arrivals = _poisson(rate, random.Random(f"{seed}/arrivals")) if rate else None
+        self._next = next(self._arrivals) if self._arrivals else 0.0
+
+    def turn(self, seconds: float) -> None:
+        """Step the engine until its clock has gone on by ``seconds``."""
+        part = Slice()
+        while part.seconds < seconds:
+            self._submit()
+            start = perf_counter()
+            outputs = self.engine.step()
+            spent = perf_counter() - start
+            if not outputs:  # nobody is there: time passes until the next arrival
+                spent = max(self._next - self.clock, 0.0)
+            self.clock += spent
+            part.seconds += spent
+            part.steps += bool(outputs)
+            for output in outputs:
+                part.tokens += len(output.token_ids)
+                self._note(output.request, output.finished)
+        self.slices.append(part)
+
+    def _submit(self) -> None:
+        if self._arrivals is None:
+            while len(self._running) < self.users:
+                self._arrive(self.clock)
+            return
+        while self._next <= self.clock:
+            self._arrive(self._next)
+            self._next = next(self._arrivals)
+
+    def _arrive(self, at: float) -> None:
+        request = self.engine.submit(next(self._order), self.params)
+        watched = Watched(request, at)
+        self._running[request.id] = watched
+        self.watched.append(watched)
+
+    def _note(self, request: Request, finished: bool) -> None:
+        watched = self._running[request.id]
+        if watched.first is None:
+            watched.first = self.clock
+        if finished:
+            watched.ended = self.clock
+            del self._running[request.id]
+
+    def row(self) -> dict[str, Any]:
+        """Fields of a row of schema dspark.load/1, after the first slice, which warms up."""
+        parts = self.slices[1:] or self.slices
+        tokens, seconds = [p.tokens for p in parts], [p.seconds for p in parts]
+        counts_BP = resample_counts(len(parts))
+        resampled = ratio(counts_BP @ np.array(tokens, float), counts_BP @ np.array(seconds))
+        requests = [w.request for w in self.watched]
+        whole = [w for w in self.watched if w.ended is not None and w.first is not None]
+        speeds = [
+            (len(w.request.output_ids) - 1) / (w.ended - w.first)  # type: ignore[operator]
+            for w in whole
+            if len(w.request.output_ids) > 1
+        ]
+        waits = [w.first - w.arrived for w in self.watched if w.first is not None]
+        verified, rounds = stats.verified_tokens(requests), sum(len(r.rounds) for r in requests)
+        return {
+            "policy": self.engine.policy.name,
+            "users": self.users,
+            "tokens_per_s": _round(sum(tokens) / sum(seconds)),
+            "tokens_per_s_ci": [_round(end) for end in interval(resampled) or ()],
+            **_percentiles("tokens_per_s_per_user", speeds),
+            **_percentiles("ttft", waits),
+            "requests": len(whole),
+            "accepted_length": _round(stats.accepted_length(requests)),
+            "mean_verify_len": _round(verified / rounds) if rounds else None,
+            "wasted_share": _round(stats.wasted_tokens(requests) / verified) if verified else None,
+            "steps": sum(p.steps for p in parts),
+            "slices": [{"tokens": p.tokens, "seconds": round(p.seconds, 5)} for p in parts],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One level of load: users of a closed loop, or arrivals a second."""
+
+    users: int = 0
+    rate: float = 0.0
+
+    @property
+    def slots(self) -> int:
+        """Requests that may run at a time; arrivals beyond wait in line."""
+        return self.users or OPEN_SLOTS
+
+
+OPEN_SLOTS = 64
+Build = Callable[[str, int], Engine]  # policy, slots
+OnSlice = Callable[[Load, int, int], None]
+
+
+def run(
+    build: Build,
+    policies: Sequence[str],
+    levels: Sequence[Load],
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    *,
+    seconds: float,
+    slice_s: float = 1.0,
+    seed: int = 0,
+    on_slice: OnSlice = lambda level, done, all_: None,
+) -> list[dict[str, Any]]:
+    """Every policy at every level of load.
+
+    Args:
+        build: makes an engine for a policy with so many slots.
+        seconds: of each policy at each level, after one slice to warm up.
+        slice_s: seconds of a turn.
+
+    Returns:
+        Rows of schema dspark.load/1.
+    """
+    rows = []
+    turns = 1 + max(round(seconds / slice_s), 1)
+    for level in levels:
+        lanes = [
+            Lane(
+                build(policy, level.slots),
+                prompts,
+                params,
+                users=level.users,
+                rate=level.rate,
+                seed=seed,
+            )
+            for policy in policies
+        ]
+        for turn in range(turns):
+            first = turn % len(lanes)  # no policy always follows the same other one
+            for lane in lanes[first:] + lanes[:first]:
+                lane.turn(slice_s)
+            on_slice(level, turn + 1, turns)
+        rows += [lane.row() | {"rate": level.rate} for lane in lanes]
+    return rows
+
+
+def _round_and_round(prompts: Sequence[list[int]], draw: random.Random) -> Iterator[list[int]]:
+    while True:
+        yield from draw.sample(list(prompts), len(prompts))
+
+
+def _poisson(rate: float, draw: random.Random) -> Iterator[float]:
+    at = 0.0
+    while True:
+        at += draw.expovariate(rate)
+        yield at
+
+
+def _percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {f"{name}_p50": None, f"{name}_p95": None}
+    middle, high = np.percentile(values, [50, 95])
+    return {f"{name}_p50": _round(middle), f"{name}_p95": _round(high)}
+
+
+def _round(value: float) -> float:
+    return round(float(value), 4)
