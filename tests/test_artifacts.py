@@ -203,6 +203,12 @@ def test_provenance_names_no_private_folder(
     assert artifacts.provenance("x")["argv"][1] in ("--a=x.json", "--a=secret/x.json")
 
 
+def test_files_in_a_list_lose_their_folders_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["dspark", 'data.responses=["a.gz", "/secret/b.jsonl"]'])
+    found = artifacts.provenance("dspark x")["argv"]
+    assert found[1] == 'data.responses=["a.gz", "b.jsonl"]'
+
+
 def test_folders_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSPARK_CACHE", str(tmp_path / "c"))
     assert artifacts.cache_dir() == tmp_path / "c"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -66,9 +67,15 @@ def read_artifact(path: str | Path, schema: str) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------- provenance
 
 
+QUOTED_PATH = r'"(/[^"]*)"'
+
+
 def _portable(argument: str) -> str:
     """An argument without this machine's folders: files of results are meant to be shared."""
     option, equals, value = argument.rpartition("=")
+    if value.startswith("["):  # a list of files, as in --set data.responses=["a", "b"]
+        shorten = lambda quoted: f'"{_portable(quoted[1])}"'  # noqa: E731
+        return f"{option}{equals}{re.sub(QUOTED_PATH, shorten, value)}"
     path = Path(value).expanduser()
     if not path.is_absolute():
         return argument
