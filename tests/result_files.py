@@ -292,9 +292,10 @@ def write_head_cost(path: Path) -> dict[str, Any]:
     """A dspark.head_cost/1 file."""
     costs = {"vanilla": 0.0007, "rnn": 0.0018}
     data = {
-        "drafter": "dspark",
+        "target": "smollm2-135m",
         "rows": [
             {
+                "drafter": "dspark",
                 "block_size": size,
                 "markov_head_type": head,
                 "round_ms": 50.0,

@@ -66,7 +66,8 @@ class Adaptive(Policy):
         pasts = [self._past_of(request) for request in requests]
         draft_s_R = [cost.draft_s(n) for n in range(len(requests) + 1)]
         verify_s_B = self.verify_s_B[batch.prefill_rows + len(requests) :]
-        wanted = admission.worth_drafting(*zip(*pasts, strict=True), draft_s_R, verify_s_B)
+        accepted_R, verified_R = zip(*pasts, strict=True)
+        wanted = admission.worth_drafting(accepted_R, verified_R, draft_s_R, verify_s_B)
         return [
             bool(pays) or _keeps_length(request.params) or _probe_is_due(request)
             for request, pays in zip(requests, wanted, strict=True)

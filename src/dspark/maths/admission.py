@@ -96,7 +96,8 @@ def worth_drafting(
     order = np.argsort(-accepted_R, kind="stable")
     tokens = len(order) + np.concatenate([[0.0], np.cumsum(accepted_R[order])])
     rows = np.concatenate([[0.0], np.cumsum(verified_R[order])])
-    verify_s = np.interp(rows, np.arange(len(np.asarray(verify_s_B))), verify_s_B)
+    seconds_B = np.asarray(verify_s_B, float)
+    verify_s = np.interp(rows, np.arange(len(seconds_B)), seconds_B)
     count = int(np.argmax(tokens / (np.asarray(draft_s_R, float)[: len(tokens)] + verify_s)))
     wanted = np.zeros(len(order), dtype=bool)
     wanted[order[:count]] = True

@@ -30,7 +30,10 @@ def draw(table: CostTable, path: Path) -> None:
         label = "draft (over requests)"
         colour = kind_colour("dflash")
         steps.plot(requests, 1e3 * np.array(drafts), "s-", color=colour, label=label, markersize=4)
-    steps.set_ylim(bottom=0)
+    steps.set_xscale("log", base=2)
+    steps.set_yscale("log", base=2)
+    for axis in (steps.xaxis, steps.yaxis):
+        axis.set_major_formatter("{x:g}")
     steps.legend(fontsize=8, frameon=False)
     tidy(steps, "time of a step", "milliseconds", "batch tokens")
     tokens.loglog(sizes, 1e3 * sizes / times, "o-", color=kind_colour("dspark"), markersize=4)

@@ -29,6 +29,7 @@ from dspark.reporting.tables import number
 
 LENGTH = "accepted length, tokens a round"
 DATA = "--data eval/gsm8k.jsonl --data eval/mbpp.jsonl --data eval/alpaca.jsonl --temperature 1"
+FEW = 0.001  # share of the rounds below which a bin says nothing
 STUDIES = ("depth", "block_size", "budget", "head", "vocabulary")
 COMMANDS = {
     "main": f"dspark eval {DATA} --drafter dspark --drafter dflash --json results/eval.json",
@@ -230,7 +231,8 @@ def reliability(name: str, check: CalibrationCheck, file: str) -> Picture:
             curve = slot.curve_after if after else slot.curve_before
             error = slot.ece_after if after else slot.ece_before
             bins = zip(curve.predicted, curve.observed, curve.count, strict=False)
-            kept = [(x, y, n) for x, y, n in bins if n and not math.isnan(x + y)]
+            few = sum(curve.count) * FEW
+            kept = [(x, y, n) for x, y, n in bins if n and n >= few and not math.isnan(x + y)]
             points = [(x, y, UNKNOWN) for x, y, _ in kept]
             label = f"slot {slot.k}: ECE {number(error, '.1%')}"
             weights = [float(n) for _, _, n in kept]
@@ -249,7 +251,8 @@ def reliability(name: str, check: CalibrationCheck, file: str) -> Picture:
         )
     caption = (
         f"{name}: how often the prefix up to a slot was accepted against how often that was "
-        f"predicted; on the dashed line the two agree, larger dots hold more rounds. The mean ECE "
+        f"predicted; on the dashed line the two agree, larger dots hold more rounds, and bins with "
+        f"less than {FEW:.1%} of the rounds are left out. The mean ECE "
         f"over slots goes from {number(check.ece_before_mean, '.2%')} to "
         f"{number(check.ece_after_mean, '.2%')}; a perfect predictor would show about "
         f"{number(check.noise_floor_mean, '.2%')} on {check.rounds:,d} rounds."

@@ -205,6 +205,7 @@ class Demo(Record):
 class HeadCostRow(Record):
     """Time of one round and of its sequential head, in milliseconds."""
 
+    drafter: str
     block_size: int
     markov_head_type: str | None = None
     round_ms: Number
@@ -215,7 +216,7 @@ class HeadCostRow(Record):
 class HeadCost(Record):
     """Schema dspark.head_cost/1."""
 
-    drafter: str
+    target: str
     rows: list[HeadCostRow]
 
 
