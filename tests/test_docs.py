@@ -60,9 +60,11 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def options_of(verb: str) -> set[str]:
+    command = _load(verb)
     names = {"--help", "-h"}
-    for parameter in _load(verb).params:
-        names |= {*parameter.opts, *parameter.secondary_opts}
+    for each in (command, *getattr(command, "commands", {}).values()):  # sub-verbs too
+        for parameter in each.params:
+            names |= {*parameter.opts, *parameter.secondary_opts}
     return names
 
 

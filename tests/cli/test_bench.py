@@ -9,6 +9,7 @@ import torch
 
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
+from fakes import write_jsonl
 from tiny import tiny_drafter, tiny_home
 
 
@@ -37,7 +38,8 @@ def test_load(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     file = tmp_path / "r" / "load.json"
     line = ["bench", "load", "--target", str(home / "target"), "--dtype", "float32"]
     line += ["--drafter", str(home / "run" / "drafter"), "--users", "1,2", "--rates", "50"]
-    line += ["--seconds", "0.1", "--slice", "0.05", "--max-new-tokens", "6"]
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "count 3"}])
+    line += ["--data", str(prompts), "--seconds", "0.1", "--slice", "0.05", "--max-new-tokens", "6"]
     assert cli.main([*line, "--policies", "off,fixed:2", "--json", str(file)]) == 0
     assert "2 users" in capfd.readouterr().out
     rows = read_artifact(file, "dspark.load/1")["rows"]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_distribution import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
 
 from dspark.core import Batch, Request
 from dspark.engine.adaptive import Causal, Pipelined, PolicyTables
@@ -21,6 +20,7 @@ from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.maths import admission
 from dspark.tables.cost import CostKey, CostTable, rising
+from exact import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
 from scripted import TableTarget, random_drafter
 
 # Dear rows, and a step down in price behind the first: what tempts a rule to look on.
@@ -36,7 +36,7 @@ class Retrospective(Policy):
     """The rule Appendix A warns of, for each request alone: the best length over all of Θ."""
 
     name, draft_len, needs_confidence = "retrospective", BLOCK, True
-    seconds = (1.0, 1 / 0.5, 1 / 0.45, 1 / 0.44, 1 / 0.43)
+    seconds = (1.0, 1 / 0.5, 1 / 0.45, 9.0, 9.0)
 
     def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
         survival_RK = drafts.confidence_RK.numpy().cumprod(1)
@@ -60,7 +60,8 @@ def run(policy: Policy, count: int, batch: int = 10_000) -> tuple[Counter[Text],
     drafter: Any = random_drafter(target, BLOCK, gain=20.0, seed=1)
     generator = torch.Generator().manual_seed(2)
     weight = drafter.confidence_head.proj.weight
-    weight.data = torch.randn(weight.shape, generator=generator) * 1.5
+    weight.data = torch.randn(weight.shape, generator=generator) * 3
+    drafter.confidence_head.proj.bias.data.fill_(-5.5)  # from 0.1 to 0.98, by the token before
     engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
     texts: Counter[Text] = Counter()
     for _ in range(count // batch):
@@ -77,8 +78,8 @@ def lengths_by_first_token(requests: Sequence[Request]) -> Counter[int]:
 def test_joint_counts_follow_the_target(kind: Any) -> None:
     texts, requests = run(kind(PolicyTables(COST), BLOCK), 100_000)
     seen = lengths_by_first_token(requests)
-    assert len(seen) >= 3, seen  # verify lengths vary in one and the same state
-    assert min(seen.values()) >= 50 or len(seen) > 3
+    often = [length for length, count in seen.items() if count >= 500]
+    assert len(often) >= 2, seen  # verify lengths vary in one and the same state
     assert min(p_values(texts, PLAIN)) > 1e-4
 
 

@@ -4,8 +4,9 @@
    the target's two best logits are closer than rounding in this dtype.
 2. Distribution: at temperature 1 every committed token follows the target given the text before it.
    Tokens are judged by whether they fall among those that the drafter overrates, S = {p_d > p_t},
-   where every known way to get verification wrong shows; the excess over P_t(S) is a martingale,
-   so its sum over its standard deviation is a normal deviate.
+   where broken acceptance shows, and by fixed groups of the vocabulary, where a policy that favours
+   some tokens shows. The excess over P_t(S) is a martingale, so its sum over its standard
+   deviation is a normal deviate.
 3. Seeds: a request with a seed gives the same text alone and in company.
 
 Suffixes: R requests, K block slots, V vocabulary.
@@ -35,6 +36,7 @@ SCHEMA = "dspark.audit/1"
 EXACT_GAP = 1e-4
 ROUNDING = {"float16": 2e-2, "bfloat16": 6e-2}
 ALPHA, POWER = 1e-4, 0.95
+GROUPS = 16  # of the vocabulary
 SEEN_DISTANCE = 0.05  # total variation that a distribution test must be able to see
 
 
@@ -90,12 +92,14 @@ class Watch:
     """Sits at an engine's verdicts and fills `Excess`, slot by slot.
 
     Attributes:
-        slots: one `Excess` for each block slot.
+        slots: one `Excess` of the overrated tokens for each block slot.
+        groups: one `Excess` for each fixed group of the vocabulary.
         verified: rounds by verify length.
     """
 
     d2t: Tensor | None
     slots: list[Excess] = field(default_factory=list)
+    groups: list[Excess] = field(default_factory=lambda: [Excess() for _ in range(GROUPS)])
     verified: dict[int, int] = field(default_factory=dict)
 
     def __call__(
@@ -124,8 +128,14 @@ class Watch:
             p_t = target_RKV[rows, k].float()
             p_d = self._wide(drafts.draft_probs_RKV[rows, k], p_t)
             overrated = p_d > p_t
-            hit = overrated.gather(1, torch.tensor(said, device=p_t.device)[:, None])[:, 0]
+            said_N = torch.tensor(said, device=p_t.device)
+            hit = overrated.gather(1, said_N[:, None])[:, 0]
             self.slots[k].add(hit, torch.where(overrated, p_t, 0.0).sum(1))
+            # Knuth's multiplicative hash: neighbours in the vocabulary fall into other groups.
+            group_V = torch.arange(p_t.shape[1], device=p_t.device) * 2654435761 // 2**16 % GROUPS
+            mass_NG = p_t.new_zeros(len(rows), GROUPS).index_add_(1, group_V, p_t)
+            for g, excess in enumerate(self.groups):
+                excess.add(group_V[said_N] == g, mass_NG[:, g])
 
     def _wide(self, draft: Tensor, like: Tensor) -> Tensor:
         if self.d2t is None:
@@ -235,9 +245,11 @@ def _distribution(engine: Engine, plan: Plan) -> dict[str, Any]:
     params = SamplingParams(temperature=1.0, max_new_tokens=plan.sampled_tokens)
     requests = engine.generate(plan.prompts * plan.samples, params)
     engine.runner.on_verdict = None
-    total, slots = watch.total, [slot for slot in watch.slots if slot.tokens]
-    # One test for all slots together and one for each: the smallest counts, times their number.
-    p_value = min([1.0, *((len(slots) + 1) * e.p_value for e in [total, *slots])])
+    total = watch.total
+    tests = [total, *watch.slots, *watch.groups]
+    tests = [excess for excess in tests if excess.variance]
+    # The smallest p-value counts, times their number.
+    p_value = min([1.0, *(len(tests) * excess.p_value for excess in tests)])
     unseen = total.distance_seen > SEEN_DISTANCE
     return {
         "check": "distribution",
