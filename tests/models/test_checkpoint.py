@@ -440,7 +440,7 @@ def test_unusable_field(
     ("architecture", "words"),
     [
         ("Gemma4DSparkModel", ("Gemma4DSparkModel", "another shape", "Qwen3DSparkModel")),
-        ("LlamaForCausalLM", ("LlamaForCausalLM", "not a block drafter", "Qwen3DSparkModel")),
+        ("LlamaForCausalLM", ("LlamaForCausalLM", "not a drafter", "Qwen3DSparkModel")),
     ],
 )
 def test_foreign_architecture(

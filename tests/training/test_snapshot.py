@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,6 +20,8 @@ from dspark.training.snapshot import load_snapshot, read_counters, save_snapshot
 
 
 class Model(nn.Module):
+    matrix_modules = ("backbone.",)
+
     def __init__(self, size: int = 6) -> None:
         super().__init__()
         self.backbone = nn.Linear(4, size)
@@ -38,7 +40,7 @@ def step(model: nn.Module, optimisers: list[torch.optim.Optimizer], seed: int) -
 def made(name: str, seed: int, size: int = 6) -> tuple[Any, list[torch.optim.Optimizer]]:
     torch.manual_seed(seed)
     model = Model(size)
-    return model, make_optimisers(model, OptimSection(name=name, lr=0.05))
+    return model, make_optimisers(cast(Any, model), OptimSection(name=name, lr=0.05))
 
 
 def weights(model: nn.Module) -> list[float]:
