@@ -26,6 +26,10 @@ def next_token(target: TableTarget, text: list[int], params: SamplingParams) -> 
     """The target's distribution after `text`, computed the plain way in float64."""
     state = target.states_CD[target.context(text)]
     logits = target.logits(state[None])[0].double().numpy() / params.temperature
+    if params.grammar is not None:
+        allowed = params.grammar.start().allowed(text[len(PROMPT) :])
+        assert allowed is not None
+        logits = np.where(allowed, logits, -np.inf)
     probs = np.exp(logits - logits.max())
     probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")

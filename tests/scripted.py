@@ -128,6 +128,7 @@ class ScriptedDrafter(Drafter):
         params_R: Sequence[SamplingParams],
         draws_RK: Any,
         steps: int | None = None,
+        masks: Any = None,
     ) -> DraftBlock:
         assert all(a < b for a, b in pairwise(slots_R))
         steps = steps or self.config.block_size

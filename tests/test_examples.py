@@ -43,3 +43,9 @@ def test_train_tiny_runs(tmp_path: Path) -> None:
 def test_generate_runs(default_target: Path) -> None:
     out = run("generate.py", "Name three fruits.")
     assert re.search(r"\d+ tokens, \d+ tokens/s, finished by (stop|length)", out)
+
+
+def test_stream_async_runs(default_target: Path) -> None:
+    out = run("stream_async.py")
+    ends = re.findall(r"^(\d): \d+ tokens, finished by (?:stop|length)$", out, re.MULTILINE)
+    assert sorted(ends) == ["1", "2", "3"]

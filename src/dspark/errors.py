@@ -46,5 +46,16 @@ class RequestError(DSparkError):
     """One request cannot be served as it stands; others are not affected."""
 
 
+class QueueFullError(RequestError):
+    """Too many requests are waiting; a later try may find room."""
+
+
 class EngineError(DSparkError):
-    """The engine cannot go on."""
+    """A step of the engine failed.
+
+    Attributes:
+        requests: ids of those that made it fail, where that is known: the others can go on
+            without them.
+    """
+
+    requests: tuple[int, ...] = ()

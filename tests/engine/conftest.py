@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,9 @@ def target(targets: dict[str, Target]) -> Target:
 @pytest.fixture(scope="session")
 def drafter(target: Target) -> Drafter:
     return random_drafter(target)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    assert "dspark-engine" not in {thread.name for thread in threading.enumerate()}

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark.core import Batch, Request, RoundRecord, SamplingParams
+from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine.adaptive import (
     ADAPTIVE,
     MEMORY,
+    PRIOR,
     PROBE_EVERY,
+    UNKNOWN_ACCEPTANCE,
     Causal,
     Pipelined,
     PolicyTables,
@@ -37,7 +39,8 @@ def tables(row_ms: float = 1.0, calibration: CalibrationTable | None = None) -> 
 
 def batch(*params: SamplingParams, prompts: int = 0) -> Batch:
     decode = [Request(i, [7], p, output_ids=[8]) for i, p in enumerate(params or [GREEDY])]
-    return Batch([Request(99, [7] * prompts)] if prompts else [], decode)
+    prompt = Request(99, [7] * prompts)
+    return Batch([Chunk(prompt, 0, prompts)] if prompts else [], decode)
 
 
 def drafts(*rows: list[float]) -> Any:
@@ -90,8 +93,14 @@ def test_calibration_is_applied() -> None:
     assert warm.plan(batch(SamplingParams(temperature=0.7)), sure)[0] < 4
 
 
+def pipelined(row_ms: float = 1.0, smoothing: float = 1.0) -> Pipelined:
+    policy = Pipelined(tables(row_ms), K)
+    policy.smoothing = smoothing
+    return policy
+
+
 def test_pipelined_takes_its_capacity_from_two_steps_ago() -> None:
-    policy, first = Pipelined(tables(), K), batch()
+    policy, first = pipelined(), batch()
     good, bad = drafts([0.95] * K), drafts([0.05] * K)
     start = policy.plan(first, bad)  # no history: the mean
     assert start == policy.plan(first, good)
@@ -102,10 +111,43 @@ def test_pipelined_takes_its_capacity_from_two_steps_ago() -> None:
 
 
 def test_pipelined_gives_the_capacity_to_the_surest() -> None:
-    policy, two = Pipelined(tables(row_ms=2), K), batch(GREEDY, GREEDY)
+    policy, two = pipelined(row_ms=2), batch(GREEDY, GREEDY)
     for _ in range(2):
         policy.plan(two, drafts([0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]))
     assert policy.plan(two, drafts([0.1] * K, [0.9, 0.8, 0.8, 0.8])) == [0, 2]
+
+
+def test_pipelined_smooths_what_it_remembers() -> None:
+    policy, first = pipelined(smoothing=0.5), batch()
+    policy.plan(first, drafts([0.9, 0.1, 0.5, 0.5]))
+    policy.plan(first, drafts([0.9, 0.9]))  # only two slots were drafted
+    half = UNKNOWN_ACCEPTANCE
+    old, new = policy._past
+    assert old[0] == pytest.approx([0.7, 0.3, half, half])
+    assert new[0] == pytest.approx([0.8, 0.6, half, half])
+
+
+def test_pipelined_drafts_no_more_than_it_has_room_for() -> None:
+    policy, first = pipelined(), batch()
+    for sure in (0.9, 0.01, 0.01):
+        steps = policy.steps(first)
+        [length] = policy.plan(first, drafts([sure] * steps))
+        assert 1 <= steps <= K
+        assert length <= steps
+    assert policy.steps(first) == 1  # no room at all, but one to learn from
+    assert policy.plan(first, drafts([0.99])) == [0]
+    seeded = batch(GREEDY, SEEDED)
+    assert policy.steps(seeded) >= policy.steady_length(SEEDED)
+
+
+def test_pipelined_forgets_requests_that_left() -> None:
+    policy, two = pipelined(), batch(GREEDY, GREEDY)
+    policy.plan(two, drafts(*[[0.5] * K] * 2))
+    alone, plain = Batch([], two.decode[:1]), Batch([], two.decode[:1], two.decode[1:])
+    policy.steps(plain)
+    assert len(policy._average) == 2
+    policy.steps(alone)
+    assert len(policy._average) == 1
 
 
 SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)
@@ -156,20 +198,37 @@ def record(drafted: int, verified: int, accepted: int) -> RoundRecord:
 
 @pytest.mark.parametrize("kind", [Causal, Pipelined])
 def test_hopeless_requests_are_not_drafted_but_probed(kind: Any) -> None:
-    policy = kind(tables(row_ms=0.2), K)
+    policy = kind(tables(row_ms=1), K)
     present = batch(GREEDY, GREEDY, GREEDY, SEEDED)
     young, good, bad, seeded = present.decode
     good.rounds = [record(K, 3, 3)] * 20
-    bad.rounds = [record(K, 3, 0)] * 20
+    bad.rounds = [record(K, 3, 0)] * 60
     seeded.rounds = [record(K, 3, 0)] * 20
     assert policy.wants(present) == [True, True, False, True]
-    bad.rounds = bad.rounds + [record(0, 0, 0)] * (PROBE_EVERY - 1)
+    for _ in range(PROBE_EVERY - 2):
+        bad.rounds = [*bad.rounds, record(0, 0, 0)]
+        assert policy.wants(present)[2] is False
+    assert policy.wants(present)[2] is True  # a probe, of all in the same step
     assert policy.wants(present)[2] is False
-    bad.rounds = [*bad.rounds, record(0, 0, 0)]
-    assert policy.wants(present)[2] is True  # a probe
     bad.rounds = bad.rounds + [record(K, 3, 3)] * MEMORY
     assert policy.wants(present)[2] is True  # it came back
     assert young.rounds == []
+
+
+def test_the_past_scales_what_is_expected() -> None:
+    """A few rounds move it a little, many move it to what they showed."""
+    policy, present = Causal(tables(), K), batch(GREEDY)
+    [request] = present.decode
+    promised = UNKNOWN_ACCEPTANCE + UNKNOWN_ACCEPTANCE**2
+    expected = lambda: policy._expected(present.decode)[0, 0] / UNKNOWN_ACCEPTANCE  # noqa: E731
+    assert expected() == 1
+    request.rounds = [record(K, 2, 0)]
+    assert expected() == pytest.approx(PRIOR / (promised + PRIOR))
+    request.rounds = [*request.rounds, record(K, 0, 0), record(0, 0, 0)]  # they tell nothing
+    assert expected() == pytest.approx(PRIOR / (promised + PRIOR))
+    request.rounds = request.rounds + [record(K, 2, 2)] * 100
+    assert expected() > 1.5
+    assert policy._expected(batch(SamplingParams(max_new_tokens=9)).decode).shape == (1, K)
 
 
 def test_a_draft_that_costs_too_much_is_not_made() -> None:

@@ -93,11 +93,33 @@ def test_a_failed_step_changes_nothing_and_can_be_repeated(
     assert texts(requests) == answer(target, drafter, PROMPTS, SAMPLED)
 
 
+@pytest.mark.parametrize("params", [GREEDY, SAMPLED])
+def test_a_failed_step_names_the_requests_that_failed_it(
+    params: SamplingParams, target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(target, drafter, "fixed:2", slots=3)
+    requests = [engine.submit(prompt, params) for prompt in PROMPTS[:3]]
+    logits = target.logits
+
+    def spoiled(last: torch.Tensor) -> torch.Tensor:
+        out = logits(last).clone()
+        out[len(last) // 2] = torch.nan  # the second of three requests with as many rows
+        return out
+
+    for _ in range(2):  # at the first tokens, and in a round
+        with monkeypatch.context() as patch:
+            patch.setattr(target, "logits", spoiled)
+            with pytest.raises(EngineError) as caught:
+                engine.step()
+        assert caught.value.requests == (requests[1].id,)
+        engine.step()
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
         ([], "empty"),
-        ([5] * 32, r"no room to answer \(found: 32 tokens, context 32\). Shorten"),
+        ([5] * 32, r"no room to answer \(found: 32 tokens, room for 32\). Shorten"),
         ([5] * 99, "99 tokens"),
         ([5, 160], r"vocabulary \(found: 160\). Use ids from 0 to 159"),
         ([-1], "-1"),
@@ -129,7 +151,9 @@ def test_totals(target: Target, drafter: Drafter) -> None:
     assert total.committed == sum(map(len, texts(requests)))
     rounds = [record for request in requests for record in request.rounds]
     assert total.batch_tokens == sum(map(len, PROMPTS)) + sum(1 + r.verified for r in rounds)
-    assert min(total.draft_s, total.verify_s, total.other_s) > 0
+    parts = [total.draft_s, total.verify_s, total.schedule_s, total.other_s]
+    assert min(parts) > 0
+    assert total.seconds == pytest.approx(sum(parts))
     engine.stats = StepStats()
     engine.generate(PROMPTS[:1], SamplingParams(max_new_tokens=1))
     assert (engine.stats.steps, engine.stats.draft_s < total.draft_s) == (1, True)
@@ -145,7 +169,7 @@ def test_only_what_is_needed_is_computed(
     )
     monkeypatch.setattr(target, "logits", lambda x: calls.append(len(x)) or logits(x))
     monkeypatch.setattr(
-        drafter, "draft", lambda *a, steps: calls.append(f"draft {steps}") or draft(*a, steps=steps)
+        drafter, "draft", lambda *a, **m: calls.append(f"draft {m['steps']}") or draft(*a, **m)
     )
     params = SamplingParams(max_new_tokens=2)
     Engine(target, drafter, "off", slots=1).generate([PROMPTS[2]], params)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dspark.core import (
     Batch,
+    Chunk,
     FinishReason,
     Request,
     RoundRecord,
@@ -43,7 +44,7 @@ def start(queue: RequestQueue, *requests: Request, token: int = 9) -> None:
     for request in requests:
         queue.submit(request)
     batch = queue.next_batch()
-    assert batch.prefill == list(requests)
+    assert batch.starting == list(requests)
     decode = len(batch.decode)
     plain = [9] * decode
     first = [token] * len(batch.prefill)
@@ -80,32 +81,86 @@ def test_slots_are_given_back_once() -> None:
         pool.acquire()
 
 
-def test_admission_in_order_within_slots_and_rows() -> None:
+def plain_step(queue: RequestQueue) -> Batch:
+    """A step in which everybody gets a token from the target."""
+    batch = queue.next_batch()
+    assert queue.held <= queue.cache_len
+    size = len(batch.decode)
+    verdict = Verdict([0] * size, [8] * size, [8] * len(batch.starting))
+    queue.commit(batch, None, VerifyPlan((0,) * size), verdict)
+    return batch
+
+
+def test_prompts_in_order_in_parts_within_the_rows_of_a_step() -> None:
     queue = RequestQueue(slots=3, max_len=100, prefill_rows=10)
-    requests = [make(i, prompt) for i, prompt in enumerate([20, 4, 6, 1, 1])]
+    requests = [make(i, prompt) for i, prompt in enumerate([12, 4, 6, 1, 1])]
     for request in requests:
         queue.submit(request)
-    admitted = []
-    for _ in range(4):
-        batch = queue.next_batch()
-        admitted.append([request.id for request in batch.prefill])
-        size = len(batch.decode)
-        first = [8] * len(batch.prefill)
-        verdict = Verdict([0] * size, [8] * size, first)
-        queue.commit(batch, None, VerifyPlan((0,) * size), verdict)
-        if len(admitted) == 2:
+    parts = []
+    for step in range(4):
+        batch = plain_step(queue)
+        parts.append([(chunk.request.id, chunk.start, chunk.end) for chunk in batch.prefill])
+        assert batch.prefill_rows <= 10
+        if step == 1:
             queue.cancel(requests[1])
-    assert admitted == [[0], [1, 2], [3], []]  # too many rows on its own; two fit; a free slot
+    assert parts == [[(0, 0, 10)], [(0, 10, 12), (1, 0, 4), (2, 0, 4)], [(2, 4, 6), (3, 0, 1)], []]
     assert (requests[3].slot, queue.waiting) == (1, 1)
+    assert [len(request.output_ids) for request in requests] == [3, 1, 2, 2, 0]
 
 
 def test_a_batch_that_was_not_committed_comes_again() -> None:
     queue = RequestQueue(slots=2, max_len=100)
     first, second = make(1), make(2)
     queue.submit(first)
-    assert queue.next_batch() == Batch([first], [])
+    assert queue.next_batch() == Batch([Chunk(first, 0, 3)], [])
     queue.submit(second)
-    assert queue.next_batch() == Batch([first, second], [])
+    assert queue.next_batch() == Batch([Chunk(first, 0, 3), Chunk(second, 0, 3)], [])
+
+
+def test_the_latest_gives_its_place_up_when_texts_outgrow_the_cache() -> None:
+    queue = RequestQueue(slots=3, max_len=19, cache_len=19)
+    first, second, third = make(1, 5), make(2, 5), make(3, 5)
+    for request in (first, second, third):
+        queue.submit(request)
+    batch = plain_step(queue)  # 6 positions each, and one more for the next round of each
+    assert [chunk.request for chunk in batch.prefill] == [first, second]
+    while not queue.preemptions:
+        plain_step(queue)
+    said = list(second.output_ids)
+    assert (second.slot, second.cached, first.slot is None) == (None, 0, False)
+    assert (queue.running, queue.waiting) == (1, 2)
+    queue.cancel(first)
+    batch = queue.next_batch()  # before the third, with its text but for the anchor
+    assert batch.prefill[0] == Chunk(second, 0, 5 + len(said) - 1)
+    assert batch.prefill[0].ids() == [7] * 5 + said[:-1]
+    assert batch.prefill[0].next_id() == said[-1]
+    assert second not in batch.starting
+    plain_step(queue)
+    assert second.output_ids == said
+    plain_step(queue)
+    assert second.output_ids == [*said, 8]
+
+
+def test_one_request_may_fill_the_whole_cache() -> None:
+    queue = RequestQueue(slots=2, max_len=20, cache_len=20, draft_len=4)
+    request, other = make(1, 18, max_new_tokens=99), make(2, 1)
+    queue.submit(request)
+    queue.submit(other)
+    for _ in range(3):
+        plain_step(queue)
+    assert (request.finish, len(request.output_ids)) == (FinishReason.LENGTH, 2)
+    assert other.output_ids == [8]
+
+
+def test_slots_that_are_given_back_are_told_of() -> None:
+    freed: list[int] = []
+    queue = RequestQueue(2, 10, cache_len=14, on_release=freed.append)
+    first, second = make(1, 4, max_new_tokens=3), make(2, 4)
+    start(queue, first, second)
+    queue.cancel(second)
+    while queue:
+        plain_step(queue)
+    assert freed == [1, 0]
 
 
 def test_round_commits_accepted_drafts_and_the_drawn_token() -> None:
@@ -240,10 +295,16 @@ def test_cancel() -> None:
 @given(st.data())
 def test_any_order_of_operations(data: st.DataObject) -> None:
     slots = data.draw(st.integers(1, 4), "slots")
-    queue = RequestQueue(slots, 12, [STOP], prefill_rows=data.draw(st.integers(1, 12), "rows"))
+    queue = RequestQueue(
+        slots,
+        12,
+        [STOP],
+        prefill_rows=data.draw(st.integers(1, 12), "rows"),
+        cache_len=data.draw(st.integers(12, 12 * slots), "cache"),
+        draft_len=4,
+    )
     requests: list[Request] = []
     shadow: dict[int, list[int]] = {}  # what each text should be
-    admitted: list[int] = []
     for _ in range(data.draw(st.integers(1, 30), "operations")):
         action = data.draw(st.sampled_from(["submit", "step", "step", "step", "cancel"]))
         if action == "submit":
@@ -257,13 +318,19 @@ def test_any_order_of_operations(data: st.DataObject) -> None:
         elif action == "cancel" and requests:
             queue.cancel(data.draw(st.sampled_from(requests)))
         elif action == "step":
-            batch = queue.next_batch()
-            admitted += [request.id for request in batch.prefill]
-            _random_commit(data, queue, batch, shadow)
+            _random_step(data, queue, shadow)
         held = [request.slot for request in requests if request.slot is not None]
         assert len(held) == len(set(held)) == queue.running == slots - len(queue.slots)
         assert all(0 <= slot < slots for slot in held)
-    assert admitted == sorted(admitted), "first come, first served"
+        open_ = [request for request in requests if request.finish is None]
+        places = [request.slot is not None for request in open_]
+        assert places == sorted(places, reverse=True), "nobody waits while a later one runs"
+    for _ in range(1000):
+        if not queue:
+            break
+        _random_step(data, queue, shadow)
+    assert all(request.finish is not None for request in requests), "nobody waits for ever"
+    assert len(queue.slots) == slots
     for request in requests:
         assert request.output_ids == shadow.get(request.id, [])
         limit = min(request.params.max_new_tokens, 12 - len(request.prompt_ids))
@@ -276,25 +343,36 @@ def test_any_order_of_operations(data: st.DataObject) -> None:
             assert request.output_ids[-1] == STOP
 
 
-def _random_commit(
-    data: st.DataObject, queue: RequestQueue, batch: Batch, shadow: dict[int, list[int]]
-) -> None:
-    """A verdict of random tokens, among them stop tokens."""
+def _random_step(data: st.DataObject, queue: RequestQueue, shadow: dict[int, list[int]]) -> None:
+    """The next batch within its limits, and a verdict of random tokens, among them stop tokens."""
+    oldest = next(iter(queue._running.values()), None)
+    batch = queue.next_batch()
+    assert queue.held <= queue.cache_len
+    assert batch.prefill_rows <= queue.prefill_rows
+    if oldest is not None:
+        moves = [*batch.decode, *(chunk.request for chunk in batch.prefill)]
+        assert oldest in moves, "whoever came first always moves"
+    for request in batch.decode:
+        assert request.cached == request.anchor_pos
+    for chunk in batch.prefill:
+        assert (chunk.start, chunk.rows > 0) == (chunk.request.cached, True)
+        assert chunk.end <= chunk.request.context_len
     token = st.integers(1, 5)
     K = data.draw(st.integers(0, 4), "K")
     rows = [data.draw(st.lists(token, min_size=K, max_size=K)) for _ in batch.decode]
     lengths = tuple(data.draw(st.integers(0, K)) for _ in rows)
     accepted = [data.draw(st.integers(0, length)) for length in lengths]
     drawn = [data.draw(token) for _ in rows]
-    first = [data.draw(token) for _ in batch.prefill]
+    starting = batch.starting
+    first = [data.draw(token) for _ in starting]
     assert [r.slot for r in batch.decode] == sorted(r.slot or 0 for r in batch.decode)
-    texts = {request.id: [t] for request, t in zip(batch.prefill, first, strict=True)}
+    texts = {request.id: [t] for request, t in zip(starting, first, strict=True)}
     for request, ids, n, t in zip(batch.decode, rows, accepted, drawn, strict=True):
         texts[request.id] = [*ids[:n], t]
     outputs = queue.commit(
         batch, draft(*rows) if K else None, VerifyPlan(lengths), Verdict(accepted, drawn, first)
     )
-    assert [output.request for output in outputs] == [*batch.prefill, *batch.decode]
+    assert [output.request for output in outputs] == [*starting, *batch.decode]
     for output in outputs:
         request = output.request
         assert len(output.token_ids) == len(output.kinds) >= 1

@@ -16,7 +16,7 @@ from dspark.engine.policies import Fixed, Off
 from dspark.engine.scheduler import Scheduler, parse_policy
 from dspark.errors import ConfigError
 
-DRAFTS: Any = SimpleNamespace()
+DRAFTS: Any = SimpleNamespace(lengths=None)
 
 
 def batch(*anchor_positions: int) -> Batch:

@@ -105,30 +105,39 @@ def test_on_the_envelope_causal_finds_the_peak(batch: Any) -> None:
 
 def test_only_requests_that_pay_are_drafted() -> None:
     verify = 10.0 + np.arange(20)
-    worth = lambda accepted, draft: worth_drafting(accepted, [2] * 3, draft, verify).tolist()  # noqa: E731
-    assert worth([1.5, 0.01, 1.2], [0, 1, 1.1, 1.2]) == [True, False, True]
-    assert worth([0.1, 0.0, 0.1], [0, 1, 1.1, 1.2]) == [False] * 3
-    assert worth([1.5, 1.4, 1.2], [0, 1, 1.1, 1.2]) == [True] * 3
-    assert worth([1.5, 1.4, 1.2], [0, 99, 99.1, 99.2]) == [False] * 3  # drafting is too dear
+    good, fair, bad = [0.9, 0.6], [0.7, 0.5], [0.01, 0.0]
+    worth = lambda rows, draft: worth_drafting(rows, draft, verify).tolist()  # noqa: E731
+    assert worth([good, bad, fair], [0, 1, 1.1, 2.2]) == [True, False, True]
+    assert worth([bad, bad, bad], [0, 1, 1.1, 1.2]) == [False] * 3
+    assert worth([good, fair, good], [0, 1, 1.1, 1.2]) == [True] * 3
+    assert worth([good, fair, good], [0, 99, 99.1, 99.2]) == [False] * 3  # drafting is too dear
 
 
-@given(st.lists(st.floats(0, 4), min_size=1, max_size=6), st.floats(0.01, 5), st.floats(0, 3))
+@given(
+    st.lists(st.lists(st.floats(0, 1), min_size=3, max_size=3), min_size=1, max_size=9),
+    st.floats(0.01, 5),
+    st.floats(0, 3),
+)
 def test_the_drafted_set_is_the_best_of_its_kind(
-    accepted: list[float], first: float, each: float
+    sure: list[list[float]], first: float, each: float
 ) -> None:
-    """Against all prefixes of the order, one by one."""
-    count = len(accepted)
+    """Against numbers that double and the whole, each with every count of draft tokens."""
+    survival = np.cumprod(np.array(sure), 1)
+    count = len(survival)
     draft = [0.0] + [first + each * i for i in range(count)]
-    verify = 5.0 + np.arange(4 * count + 1)
-    wanted = worth_drafting(accepted, [3] * count, draft, verify)
-    rates = [
-        (count + sum(sorted(accepted)[count - n :])) / (draft[n] + verify[3 * n])
-        for n in range(count + 1)
-    ]
-    mine = (count + sum(np.array(accepted)[wanted])) / (
-        draft[wanted.sum()] + verify[3 * wanted.sum()]
-    )
-    assert mine == pytest.approx(max(rates))
+    verify = 5.0 + np.arange(3 * count + 1)
+
+    def rate(chosen: Any) -> float:
+        best = np.sort(survival[chosen].ravel())[::-1]
+        number = len(survival[chosen])
+        return max(
+            (count + best[:k].sum()) / (draft[number] + verify[k]) for k in range(len(best) + 1)
+        )
+
+    order = np.argsort(-survival.sum(1), kind="stable")
+    numbers = {0, 1, 2, 4, 8, count} & set(range(count + 1))
+    mine = rate(worth_drafting(survival, draft, verify))
+    assert mine == pytest.approx(max(rate(order[:number]) for number in numbers))
 
 
 def test_requests_compete_for_the_same_rows() -> None:

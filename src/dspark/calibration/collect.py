@@ -157,9 +157,9 @@ def collect(
     try:
         while True:
             job.fill()
-            outputs = engine.step()
-            if not outputs:
+            if not engine.queue:
                 break
+            outputs = engine.step()
             job.take([output.request for output in outputs if output.finished])
             on_progress(job.progress())
     finally:  # finished answers are kept whatever happens

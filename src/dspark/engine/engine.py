@@ -16,7 +16,7 @@ from time import perf_counter
 from dspark.core import Request, SamplingParams, StepOutput, StepStats
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.policies import Policy
-from dspark.engine.queue import RequestQueue
+from dspark.engine.queue import PREFILL_ROWS, RequestQueue
 from dspark.engine.runner import Runner
 from dspark.engine.scheduler import Scheduler, parse_policy
 from dspark.errors import ConfigError, RequestError
@@ -38,12 +38,16 @@ class Engine:
         max_len: longest text, prompt included, in tokens; at most what the target was made for.
         seed: of the random numbers of requests that have no seed of their own.
         tables: what the policies "causal" and "pipelined" know of machine and drafter.
+        cache_gib: memory for keys and values of all running requests; None is room for every
+            slot. With less, requests wait, or give their place up for a while, when texts grow
+            past it. On a CPU memory is taken as it is needed, elsewhere at once.
+        prefill_rows: prompt tokens run in one step, beside the rounds of others.
 
     Attributes:
         stats: totals over all steps so far; a caller may put a fresh `StepStats` here.
 
     Raises:
-        ConfigError: for an unknown policy, one the drafter cannot serve, or sizes below 1.
+        ConfigError: for an unknown policy, one the drafter cannot serve, or sizes too small.
     """
 
     def __init__(
@@ -55,15 +59,17 @@ class Engine:
         max_len: int = 2048,
         seed: int = 0,
         tables: PolicyTables | None = None,
+        cache_gib: float | None = None,
+        prefill_rows: int = PREFILL_ROWS,
     ) -> None:
-        if slots < 1 or max_len < 2:
+        if slots < 1 or max_len < 2 or prefill_rows < 1:
             raise ConfigError(
                 "The engine is too small",
-                found=f"slots {slots}, max_len {max_len}",
-                fix="Use 1 slot and 2 tokens or more",
+                found=f"slots {slots}, max_len {max_len}, prefill_rows {prefill_rows}",
+                fix="Use 1 slot, 2 tokens and 1 prompt row a step, or more",
             )
         self.target, self.drafter = target, drafter
-        self.max_len = min(max_len, target.max_positions)
+        max_len = min(max_len, target.max_positions)
         block_size = 0 if drafter is None else drafter.config.block_size
         if policy is None:
             policy = f"fixed:{block_size}" if block_size else "off"
@@ -75,11 +81,35 @@ class Engine:
                 fix="Use fixed:K, or a drafter with a confidence head",
             )
         self.policy = policy
-        self.queue = RequestQueue(slots, self.max_len, target.stop_ids)
+        self.runner = Runner(target, drafter, slots, max_len, policy.draft_len, seed)
+        cache_len = self._cache_len(cache_gib, slots * max_len)
+        self.max_len = min(max_len, cache_len)
+        self.queue = RequestQueue(
+            slots,
+            self.max_len,
+            target.stop_ids,
+            prefill_rows,
+            cache_len,
+            policy.draft_len,
+            on_release=self.runner.forget if cache_len < slots * max_len else lambda slot: None,
+        )
         self.scheduler = Scheduler(policy, self.max_len)
-        self.runner = Runner(target, drafter, slots, self.max_len, policy.draft_len, seed)
         self.stats = StepStats()
         self._ids = count(1)
+
+    def _cache_len(self, cache_gib: float | None, most: int) -> int:
+        """Cache positions that a budget is good for."""
+        if cache_gib is None:
+            return most
+        cost = self.runner.position_bytes
+        fits = int(max(cache_gib, 0) * 2**30 / cost)
+        if fits < 64:
+            raise ConfigError(
+                "The cache is too small",
+                found=f"{cache_gib} GiB for {fits} positions of {cost:,} bytes",
+                fix=f"Use {64 * cost / 2**30:.3f} GiB or more",
+            )
+        return min(fits, most)
 
     # ---- requests -------------------------------------------------------------------------
 
@@ -100,25 +130,37 @@ class Engine:
             RequestError: the prompt is empty, leaves no room to answer, or has an id that is
                 not in the vocabulary.
         """
-        request = self._request(prompt_ids, params, sample)
-        self.queue.submit(request)
+        request = self.request(prompt_ids, params, sample)
+        self.submit_request(request)
         return request
+
+    def submit_request(self, request: Request) -> None:
+        """Put in line what `request` made."""
+        self.queue.submit(request)
 
     def cancel(self, request: Request) -> None:
         """End a request; what it has said stays in `output_ids`."""
         self.queue.cancel(request)
 
-    def _request(
-        self, prompt_ids: Sequence[int], params: SamplingParams | None, sample: int = 0
+    def request(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        sample: int = 0,
     ) -> Request:
+        """A request that this engine can serve, not yet in line; may be called from any thread.
+
+        Raises:
+            RequestError: as for `submit`.
+        """
         ids = list(prompt_ids)
         if not ids:
             raise RequestError("The prompt is empty", fix="Give at least one token")
         if len(ids) >= self.max_len:
             raise RequestError(
                 "The prompt leaves no room to answer",
-                found=f"{len(ids)} tokens, context {self.max_len}",
-                fix="Shorten the prompt, or raise max_len if the target allows more",
+                found=f"{len(ids)} tokens, room for {self.max_len}",
+                fix="Shorten the prompt, or raise max_len or the cache if the target allows more",
             )
         vocabulary = self.target.spec.vocab_size
         if min(ids) < 0 or max(ids) >= vocabulary:
@@ -128,24 +170,28 @@ class Engine:
                 found=wrong,
                 fix=f"Use ids from 0 to {vocabulary - 1}",
             )
-        return Request(next(self._ids), ids, params or SamplingParams(), sample)
+        params = params or SamplingParams()
+        grammar = params.grammar.start() if params.grammar else None
+        return Request(next(self._ids), ids, params, sample, grammar=grammar)
 
     # ---- work -----------------------------------------------------------------------------
 
     def step(self) -> list[StepOutput]:
-        """One round for every running request; nothing when there is no work.
+        """One round for every running request, and the next part of prompts.
 
         Returns:
-            What each request got.
+            What each request got; nothing when there is no work, or only parts of prompts.
 
         Raises:
             EngineError: the models gave numbers that nothing can be drawn from. No text has
                 changed; `cancel` the requests.
         """
         start = perf_counter()
-        batch = self.scheduler.choose(self.queue.next_batch())
+        batch = self.queue.next_batch()
         if not batch:
             return []
+        before_choice = perf_counter()
+        batch = self.scheduler.choose(batch)
         before_draft = perf_counter()
         drafts = self.runner.draft(batch)
         after_draft = perf_counter()
@@ -156,10 +202,10 @@ class Engine:
         outputs = self.queue.commit(batch, drafts, plan, verdict)
 
         stats = self.stats
-        draft_s, verify_s = after_draft - before_draft, after_verify - before_verify
-        stats.draft_s += draft_s
-        stats.verify_s += verify_s
-        stats.other_s += perf_counter() - start - draft_s - verify_s
+        stats.draft_s += after_draft - before_draft
+        stats.verify_s += after_verify - before_verify
+        stats.schedule_s += before_draft - before_choice + before_verify - after_draft
+        stats.other_s += before_choice - start + perf_counter() - after_verify
         stats.steps += 1
         stats.batch_tokens += batch.other_rows + plan.batch_tokens
         stats.committed += sum(len(output.token_ids) for output in outputs)
@@ -184,7 +230,7 @@ class Engine:
         Raises:
             RequestError: a prompt cannot be served; none is answered then.
         """
-        requests = [self._request(prompt, params) for prompt in prompts]
+        requests = [self.request(prompt, params) for prompt in prompts]
         try:
             for request in requests:
                 self.queue.submit(request)
@@ -207,7 +253,7 @@ class Engine:
         Raises:
             RequestError: the prompt cannot be served (at the call, not in the loop).
         """
-        return self._stream(self._request(prompt_ids, params))
+        return self._stream(self.request(prompt_ids, params))
 
     def _stream(self, request: Request) -> Iterator[StepOutput]:
         try:

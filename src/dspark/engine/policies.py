@@ -29,6 +29,10 @@ class Policy(ABC):
         """Which of the decode requests are worth a draft, judged by their past rounds alone."""
         return [True] * len(batch.decode)
 
+    def steps(self, batch: Batch) -> int:
+        """Draft tokens to make for each request that is drafted, known before they are made."""
+        return self.draft_len
+
     @abstractmethod
     def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
         """Draft tokens to verify of each of the batch's decode requests, 0 to K."""

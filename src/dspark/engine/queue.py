@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from dspark.core import (
     Batch,
+    Chunk,
     DraftBlock,
     FinishReason,
     Request,
@@ -18,17 +20,28 @@ from dspark.core import (
 )
 from dspark.engine.slots import SlotPool
 
-PREFILL_ROWS = 1024
+PREFILL_ROWS = 512  # a step with as many prompt rows takes about a third of a second on two cores
 
 
 class RequestQueue:
     """Admits requests first come, first served, and commits their tokens.
 
+    All running requests together hold at most ``cache_len`` positions of the caches. Each counts
+    with what it may write in the coming step. When texts have grown past that, the request that
+    came last gives its place up, waits first in line, and runs its text through the target again
+    later: what it has said stays, and so does its way of drawing.
+
     Args:
         slots: requests that run at the same time.
         max_len: longest text, prompt included, in tokens.
         stop_ids: tokens that end an answer.
-        prefill_rows: prompt tokens admitted in one step, though always at least one request.
+        prefill_rows: prompt tokens run in one step; longer prompts take several.
+        cache_len: positions held by all requests together; None is room for every slot.
+        draft_len: draft tokens a round.
+        on_release: is told of every slot that was given back.
+
+    Attributes:
+        preemptions: how often a request gave its place up.
     """
 
     def __init__(
@@ -37,12 +50,20 @@ class RequestQueue:
         max_len: int,
         stop_ids: Iterable[int] = (),
         prefill_rows: int = PREFILL_ROWS,
+        cache_len: int | None = None,
+        draft_len: int = 0,
+        on_release: Callable[[int], None] = lambda slot: None,
     ) -> None:
+        self.cache_len = slots * max_len if cache_len is None else cache_len
+        assert 2 <= max_len <= self.cache_len
+        assert prefill_rows >= 1
         self.slots = SlotPool(slots)
         self.max_len, self.prefill_rows = max_len, prefill_rows
         self.stop_ids = frozenset(stop_ids)
+        self.preemptions = 0
+        self._margin, self._on_release = 1 + draft_len, on_release  # anchor and drafts
         self._waiting: deque[Request] = deque()
-        self._running: dict[int, Request] = {}  # by slot
+        self._running: dict[int, Request] = {}  # by slot, in order of arrival
 
     @property
     def waiting(self) -> int:
@@ -77,27 +98,51 @@ class RequestQueue:
             request.finish = FinishReason.CANCELLED
 
     def next_batch(self) -> Batch:
-        """All running requests by slot, and as many waiting ones as slots and rows allow.
+        """All running requests, and as many waiting ones as slots and cache allow.
 
         A batch that was never committed comes again: a step that failed can be repeated.
         """
-        running = [self._running[slot] for slot in sorted(self._running)]
-        decode = [request for request in running if request.output_ids]
-        again = [request for request in running if not request.output_ids]
-        return Batch(self._admit(again), decode)
+        self._make_room()
+        self._admit()
+        left, prefill = self.prefill_rows, []
+        for request in self._running.values():
+            rows = min(request.context_len - request.cached, left)
+            if rows:
+                prefill.append(Chunk(request, request.cached, request.cached + rows))
+                left -= rows
+        by_slot = [self._running[slot] for slot in sorted(self._running)]
+        return Batch(prefill, [request for request in by_slot if request.ready])
 
-    def _admit(self, admitted: list[Request]) -> list[Request]:
-        """The requests to prefill: those admitted before, then waiting ones."""
-        rows = sum(len(request.prompt_ids) for request in admitted)
+    def positions(self, request: Request, steps: int = 1) -> int:
+        """Cache positions that a request may hold after so many more steps."""
+        return min(request.context_len + steps * self._margin, self.max_len)
+
+    @property
+    def held(self) -> int:
+        """Cache positions of all running requests, the coming step included."""
+        return sum(map(self.positions, self._running.values()))
+
+    def _make_room(self) -> None:
+        """Send the latest arrivals back to the head of the line until the others fit."""
+        held = self.held
+        while held > self.cache_len:
+            request = next(reversed(self._running.values()))
+            held -= self.positions(request)
+            self._release(request)
+            self._waiting.appendleft(request)
+            self.preemptions += 1
+
+    def _admit(self) -> None:
+        """Give slots to waiting requests in order, while all have room for another round."""
+        ahead = sum(self.positions(request, 2) for request in self._running.values())
         while self._waiting and len(self.slots):
-            rows += len(self._waiting[0].prompt_ids)
-            if admitted and rows > self.prefill_rows:
+            need = self.positions(self._waiting[0])
+            if ahead + need > self.cache_len and self._running:
                 break
             request = self._waiting.popleft()
             request.slot = self.slots.acquire()
             self._running[request.slot] = request
-            admitted.append(request)
-        return admitted
+            ahead += self.positions(request, 2)
 
     def commit(
         self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan, verdict: Verdict
@@ -108,16 +153,18 @@ class RequestQueue:
         verification).
 
         Returns:
-            What each request of the batch got: prefilled, plain, drafted ones.
+            What each request got: those whose answers start, plain, drafted ones.
         """
         outputs = []
-        for request, token in zip(batch.prefill, verdict.first_id, strict=True):
+        starting = batch.starting
+        for chunk in batch.prefill:
+            chunk.request.cached = chunk.end
+        for request, token in zip(starting, verdict.first_id, strict=True):
             outputs.append(self._extend(request, [token], [TokenKind.PLAIN]))
         for request, token in zip(batch.plain, verdict.plain_id, strict=True):
-            outputs.append(self._extend(request, [token], [TokenKind.PLAIN]))
+            output = self._extend(request, [token], [TokenKind.PLAIN])
             stopped = request.finish is FinishReason.STOP
-            request.rounds.append(RoundRecord(0, 0, 0, 1, stopped))
-            request.round += 1
+            outputs.append(_recorded(output, RoundRecord(0, 0, 0, 1, stopped)))
         drafted = [] if drafts is None else drafts.draft_ids_RK.tolist()
         sure_RK = None if drafts is None else drafts.confidence_RK
         confidence = [] if sure_RK is None else sure_RK.tolist()
@@ -137,10 +184,8 @@ class RequestQueue:
                 stopped,
                 tuple(confidence[r]) if confidence else (),
             )
-            request.rounds.append(record)
-            request.round += 1
-            outputs.append(output)
-        return outputs
+            outputs.append(_recorded(output, record))
+        return [_with_logprobs(output, verdict) for output in outputs]
 
     def _extend(self, request: Request, ids: list[int], kinds: list[TokenKind]) -> StepOutput:
         """Add tokens up to the first stop token, then up to the length limit."""
@@ -152,6 +197,9 @@ class RequestQueue:
         if len(ids) > room or (len(ids) == room and finish is None):
             ids, finish = ids[:room], FinishReason.LENGTH
         request.output_ids.extend(ids)
+        if request.grammar is not None:
+            request.grammar.advance(ids)
+        request.cached = request.anchor_pos
         request.finish = finish
         if finish is not None:
             self._release(request)
@@ -166,4 +214,18 @@ class RequestQueue:
         assert request.slot is not None
         assert self._running.pop(request.slot) is request
         self.slots.release(request.slot)
-        request.slot = None
+        self._on_release(request.slot)
+        request.slot, request.cached = None, 0
+
+
+def _recorded(output: StepOutput, record: RoundRecord) -> StepOutput:
+    """The output of a round, with its record, which the request keeps."""
+    output.request.rounds.append(record)
+    output.request.round += 1
+    return replace(output, record=record)
+
+
+def _with_logprobs(output: StepOutput, verdict: Verdict) -> StepOutput:
+    """The output with what was asked about its tokens; most ask nothing."""
+    told = verdict.logprobs.get(output.request.id)
+    return output if told is None else replace(output, logprobs=told[: len(output.token_ids)])

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark.core import Batch, DraftBlock, Request, SamplingParams, Verdict, VerifyPlan
+from dspark.engine.logprobs import logprobs
+from dspark.engine.masks import GrammarMasks, has_grammar, mask_target
+from dspark.errors import EngineError
 from dspark.maths.rng import Use, uniform
-from dspark.maths.sampling import draw, probabilities
+from dspark.maths.sampling import check_rows, draw, probabilities
 from dspark.maths.verification import verify, verify_greedy
 from dspark.models.drafter import Drafter
 from dspark.models.kv_cache import Rows
@@ -72,9 +75,10 @@ class Runner:
         requests = batch.decode
         if self.drafter is None or not requests:
             return None
-        draws_RK = None
+        steps, draws_RK = batch.draft_len or self.draft_len, None
+        masks = GrammarMasks(requests, self._d2t, steps) if has_grammar(requests) else None
         if not _all_greedy(requests):
-            draws_RK = self._uniform(requests, Use.DRAFT, self.draft_len)
+            draws_RK = self._uniform(requests, Use.DRAFT, steps)
         return self.drafter.draft(
             self._context,
             [request.anchor for request in requests],
@@ -82,7 +86,8 @@ class Runner:
             [_slot(request) for request in requests],
             [request.params for request in requests],
             draws_RK,
-            steps=self.draft_len,
+            steps=steps,
+            masks=masks,
         )
 
     @torch.inference_mode()
@@ -90,16 +95,17 @@ class Runner:
         """Run the target over prompts, anchors and drafts, and judge the drafts.
 
         Raises:
-            EngineError: the target's logits have no finite largest value.
+            EngineError: logits of the target have no finite largest value; it names the requests.
         """
         rows = self._rows(batch, drafts, plan)
         last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
         seen_TM = last_TD if taps_TM is None else taps_TM
-        logits_NV = self.target.logits(_pick(last_TD, _logit_rows(batch, plan)))
-        firsts, plains = len(batch.prefill), len(batch.prefill) + len(batch.plain)
-        verdict = self._judge(batch.decode, logits_NV[plains:], drafts, plan)
-        verdict.first_id = self._choose(batch.prefill, logits_NV[:firsts], Use.TARGET)
-        verdict.plain_id = self._choose(batch.plain, logits_NV[firsts:plains], Use.RESIDUAL)
+        logits_NV = self._logits(_pick(last_TD, _logit_rows(batch, plan)))
+        try:
+            verdict = self._verdict(batch, drafts, plan, logits_NV)
+        except EngineError as error:
+            error.requests = _culprits(batch, plan, logits_NV)
+            raise
         if self.drafter is not None:
             known = _committed_rows(batch, plan, verdict)
             self.drafter.extend(
@@ -111,14 +117,47 @@ class Runner:
             )
         return verdict
 
+    def _logits(self, last_ND: Tensor) -> Tensor:
+        """The target's logits; a step that only runs parts of prompts needs none."""
+        if not len(last_ND):
+            return last_ND.new_empty(0, self.target.spec.vocab_size)
+        return self.target.logits(last_ND)
+
+    @property
+    def position_bytes(self) -> int:
+        """Cache memory of one position of one request, both models together."""
+        own = 0 if self.drafter is None else self.drafter.position_bytes
+        return self.target.position_bytes + own
+
+    def forget(self, slot: int) -> None:
+        """Give the memory of a slot's rows back to the system, where the caches can."""
+        self.target.forget(self._cache, slot)
+        if self.drafter is not None:
+            self.drafter.forget(self._context, slot)
+
     def _rows(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Rows:
-        parts = [(_slot(request), 0, request.prompt_ids) for request in batch.prefill]
+        parts = [(_slot(chunk.request), chunk.start, chunk.ids()) for chunk in batch.prefill]
         parts += [(_slot(r), r.anchor_pos, [r.anchor]) for r in batch.plain]
         ids_RK = [[]] * len(batch.decode) if drafts is None else drafts.draft_ids_RK.tolist()
         for request, ids_K, length in zip(batch.decode, ids_RK, plan.verify_len, strict=True):
             block = [request.anchor, *ids_K[:length]]
             parts.append((_slot(request), request.anchor_pos, block))
         return Rows.build(parts, str(self.target.device))
+
+    def _verdict(
+        self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan, logits_NV: Tensor
+    ) -> Verdict:
+        starting, own_NV = batch.starting, logits_NV
+        requests = (*starting, *batch.plain, *batch.decode)
+        if has_grammar(requests):
+            logits_NV = mask_target(logits_NV, batch, drafts, plan)
+        firsts, plains = len(starting), len(starting) + len(batch.plain)
+        verdict = self._judge(batch.decode, logits_NV[plains:], drafts, plan)
+        verdict.first_id = self._choose(starting, logits_NV[:firsts], Use.TARGET)
+        verdict.plain_id = self._choose(batch.plain, logits_NV[firsts:plains], Use.RESIDUAL)
+        if any(request.params.logprobs is not None for request in requests):
+            verdict.logprobs = logprobs(batch, drafts, plan, verdict, own_NV)
+        return verdict
 
     def _judge(
         self,
@@ -204,11 +243,12 @@ def _all_greedy(requests: Sequence[Request]) -> bool:
 
 
 def _logit_rows(batch: Batch, plan: VerifyPlan) -> list[int]:
-    """Rows that need logits: the last of each prompt, and all anchors and drafts."""
+    """Rows that need logits: the last of each whole prompt, and all anchors and drafts."""
     rows, end = [], 0
-    for request in batch.prefill:
-        end += len(request.prompt_ids)
-        rows.append(end - 1)
+    for chunk in batch.prefill:
+        end += chunk.rows
+        if chunk.starts_answer:
+            rows.append(end - 1)
     rows.extend(range(end, end + len(batch.plain) + plan.batch_tokens))
     return rows
 
@@ -230,10 +270,12 @@ def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[in
 def _next_ids(batch: Batch, rows: Rows, known: list[int], verdict: Verdict) -> Tensor:
     """The token after each committed row: the row behind it, or the one the verdict drew."""
     next_T = _pick(rows.ids_T, known).roll(-1)
-    counts = [len(request.prompt_ids) for request in batch.prefill] + [1] * len(batch.plain)
+    counts = [chunk.rows for chunk in batch.prefill] + [1] * len(batch.plain)
     counts += [accepted + 1 for accepted in verdict.accepted]
     last_R = torch.tensor(counts, device=next_T.device).cumsum(0) - 1
-    drawn = [*verdict.first_id, *verdict.plain_id, *verdict.next_id]
+    firsts = iter(verdict.first_id)
+    after = [next(firsts) if c.starts_answer else c.next_id() for c in batch.prefill]
+    drawn = [*after, *verdict.plain_id, *verdict.next_id]
     next_T[last_R] = torch.tensor(drawn, device=next_T.device)
     return next_T
 
@@ -245,9 +287,21 @@ def _pick(x_TD: Tensor, rows: list[int]) -> Tensor:
     return x_TD[torch.tensor(rows, device=x_TD.device)]
 
 
+def _culprits(batch: Batch, plan: VerifyPlan, logits_NV: Tensor) -> tuple[int, ...]:
+    """Ids of the requests whose logits have no finite largest value."""
+    owners = [*batch.starting, *batch.plain]
+    for request, length in zip(batch.decode, plan.verify_len, strict=True):
+        owners += [request] * (length + 1)
+    fine_N = logits_NV.float().amax(-1).isfinite().tolist()
+    pairs = zip(owners, fine_N, strict=True)
+    return tuple(dict.fromkeys(request.id for request, fine in pairs if not fine))
+
+
 def _argmax(logits_NV: Tensor) -> Tensor:
     """First largest logit of each row; float32, because arg-max over bfloat16 is slow on a CPU."""
-    return logits_NV.float().argmax(-1)
+    best_N = logits_NV.float().argmax(-1)
+    check_rows(logits_NV.gather(-1, best_N[:, None])[:, 0].isfinite())
+    return best_N
 
 
 def _shaped(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Iterator[Tensor]:

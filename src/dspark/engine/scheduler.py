@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from dspark.core import Batch, DraftBlock, VerifyPlan
 from dspark.engine.adaptive import ADAPTIVE, PolicyTables
@@ -62,20 +63,23 @@ class Scheduler:
         self.policy, self.max_len = policy, max_len
 
     def choose(self, batch: Batch) -> Batch:
-        """The batch with the requests that the policy does not want drafted set apart."""
+        """The batch with whom the policy wants drafted, how far, and the others set apart."""
         if not self.policy.draft_len or not batch.decode:
             return batch
         wanted = self.policy.wants(batch)
         pairs = list(zip(batch.decode, wanted, strict=True))
         drafted = [request for request, wants in pairs if wants]
         plain = [request for request, wants in pairs if not wants]
-        return Batch(batch.prefill, drafted, plain)
+        chosen = Batch(batch.prefill, drafted, plain)
+        return replace(chosen, draft_len=self.policy.steps(chosen)) if drafted else chosen
 
     def plan(self, batch: Batch, drafts: DraftBlock | None) -> VerifyPlan:
         """Verify lengths of the batch's decode requests."""
         if drafts is None:
             return VerifyPlan((0,) * len(batch.decode))
         lengths = self.policy.plan(batch, drafts)
+        if drafts.lengths is not None:
+            lengths = list(map(min, lengths, drafts.lengths))
         # The anchor itself takes a position too. The bound looks at no token, so it is lossless.
         rooms = [self.max_len - 1 - request.anchor_pos for request in batch.decode]
         return VerifyPlan(tuple(map(min, lengths, rooms)))

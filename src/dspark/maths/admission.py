@@ -81,26 +81,30 @@ def top(survival_RK: ArrayLike, count: int) -> Ints:
 
 
 def worth_drafting(
-    accepted_R: ArrayLike, verified_R: ArrayLike, draft_s_R: ArrayLike, verify_s_B: ArrayLike
+    survival_RK: ArrayLike, draft_s_R: ArrayLike, verify_s_B: ArrayLike
 ) -> NDArray[np.bool_]:
-    """Which requests to draft at all, from what their past rounds gave and took.
+    """Which requests to draft at all, from the survival that their past rounds let expect.
 
-    The most productive requests come first; as many are drafted as maximise Θ.
+    The most promising requests come first; as many are drafted as maximise Θ, each number with
+    the draft tokens that suit it best. Numbers are tried in steps that double, and all requests.
 
     Args:
-        accepted_R, verified_R: draft tokens that a round of each request accepts and verifies.
+        survival_RK: expected of each request.
         draft_s_R: seconds of drafting for 0, 1, … R requests.
         verify_s_B: seconds of the target's forward with 0, 1, … draft tokens in the batch.
     """
-    accepted_R, verified_R = np.asarray(accepted_R, float), np.asarray(verified_R, float)
-    order = np.argsort(-accepted_R, kind="stable")
-    tokens = len(order) + np.concatenate([[0.0], np.cumsum(accepted_R[order])])
-    rows = np.concatenate([[0.0], np.cumsum(verified_R[order])])
-    seconds_B = np.asarray(verify_s_B, float)
-    verify_s = np.interp(rows, np.arange(len(seconds_B)), seconds_B)
-    count = int(np.argmax(tokens / (np.asarray(draft_s_R, float)[: len(tokens)] + verify_s)))
-    wanted = np.zeros(len(order), dtype=bool)
-    wanted[order[:count]] = True
+    survival_RK = np.asarray(survival_RK, float)
+    draft_s_R, verify_s_B = np.asarray(draft_s_R, float), np.asarray(verify_s_B, float)
+    order = np.argsort(-survival_RK.sum(1), kind="stable")
+    count = len(order)
+    best, most = 0, count / (draft_s_R[0] + verify_s_B[0])
+    for number in {min(2**i, count) for i in range(count.bit_length() + 1)}:
+        survival_N = -np.sort(-survival_RK[order[:number]].ravel())
+        theta = throughput(survival_N, count, draft_s_R[number] + verify_s_B).max()
+        if theta > most:
+            best, most = number, theta
+    wanted = np.zeros(count, dtype=bool)
+    wanted[order[:best]] = True
     return wanted
 
 

@@ -169,7 +169,7 @@ def _first_above(ends_NC: Tensor, point_N: Tensor) -> Tensor:
 def _one_hot(logits_NV: Tensor) -> Tensor:
     """All mass on the first largest logit."""
     best_N, ids_N = logits_NV.max(dim=-1)
-    _check_rows(best_N.isfinite())
+    check_rows(best_N.isfinite())
     return torch.zeros_like(logits_NV).scatter_(1, ids_N[:, None], 1.0)
 
 
@@ -179,11 +179,16 @@ def _softmax(logits_NV: Tensor, temperature_N: Tensor) -> Tensor:
         logits_NV = logits_NV / temperature_N.clamp(min=_MIN_TEMPERATURE)[:, None]
     probs_NV = torch.softmax(logits_NV, dim=-1)
     # NaN, +inf or a row of -inf turn the whole row into NaN, so one entry tells.
-    _check_rows(~probs_NV[:, 0].isnan())
+    check_rows(~probs_NV[:, 0].isnan())
     return probs_NV
 
 
-def _check_rows(fine_N: Tensor) -> None:
+def check_rows(fine_N: Tensor) -> None:
+    """Refuse logits of which a row is not fine.
+
+    Raises:
+        EngineError: naming the first such row.
+    """
     if not bool(fine_N.all()):
         row = int((~fine_N).nonzero()[0])
         raise EngineError("logits have no finite largest value", found=f"row {row}")

@@ -25,7 +25,7 @@ from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
 from dspark.maths.sampling import choose
 from dspark.models.backbone import DraftAttention, DraftMLP
 from dspark.models.chain_attention import ChainAttention
-from dspark.models.drafter import Drafter, DrafterConfig
+from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.family import RopeTable
 from dspark.models.kv_cache import CachedAttention, KVCache, Rows
 from dspark.models.layers import RMSNorm, rotary
@@ -162,6 +162,9 @@ class ChainDrafter(Drafter):
         kv = KVCache(1, slots, room, heads, size, weight.dtype, weight.device)
         return ChainCache(kv, torch.zeros(slots, config.hidden_size).to(weight))
 
+    def forget(self, cache: ChainCache, slot: int) -> None:
+        cache.kv.forget(slot)
+
     @torch.inference_mode()
     def extend(
         self,
@@ -199,6 +202,7 @@ class ChainDrafter(Drafter):
         params_R: Sequence[SamplingParams],
         draws_RK: np.ndarray,
         steps: int | None = None,
+        masks: DraftMasks | None = None,
     ) -> DraftBlock:
         """The first token comes from the newest committed position, whose output is kept.
 
@@ -214,8 +218,12 @@ class ChainDrafter(Drafter):
                 rows = Rows(ids[-1], position + step, slots)
                 output_RD = self._run(cache, rows, self.follow(output_RD))
             logits = self.shared.logits(self.norm(output_RD)).float()
+            if masks is not None:
+                logits = masks.apply(logits, ids)
             chosen, probs_RV = choose(logits, params_R, draws_RK, step)
             ids.append(self.to_target_ids(chosen))
             if probs_RV is not None:
                 probs.append(probs_RV)
-        return DraftBlock(torch.stack(ids, 1), torch.stack(probs, 1) if probs else None)
+        lengths = None if masks is None else masks.lengths
+        probs_RKV = torch.stack(probs, 1) if probs else None
+        return DraftBlock(torch.stack(ids, 1), probs_RKV, lengths=lengths)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from dspark.errors import IncompatibleDrafterError
 from dspark.maths.losses import LossWeights
 from dspark.models.anchor_batch import make_anchor_batch
 from dspark.models.family import TargetSpec
+from dspark.models.kv_cache import KVCache
 from dspark.models.layers import PackedLinear
 from dspark.models.target import Target, softcap
 from dspark.models.training_data import AnchorDraw, TrainingBatch, TrainingSequence
@@ -112,6 +113,21 @@ class SharedWeights:
         return softcap(self._packed(hidden.to(self.head.dtype)), self.cap)
 
 
+class DraftMasks(Protocol):
+    """Keeps drafts inside what their requests may say."""
+
+    def apply(self, logits_RV: Tensor, drafted: Sequence[Tensor]) -> Tensor:
+        """Logits of the next slot, -inf where a token may not stand.
+
+        Args:
+            drafted: target ids [R] of each slot before it.
+        """
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Slots of each request before the first in which it could say nothing."""
+
+
 class Drafter(nn.Module, ABC):
     """A small model that proposes block_size tokens from the target's taps.
 
@@ -202,6 +218,17 @@ class Drafter(nn.Module, ABC):
     def new_cache(self, slots: int, max_len: int) -> Any:
         """Per-request state for ``slots`` requests of up to ``max_len`` positions."""
 
+    @property
+    def position_bytes(self) -> int:
+        """Cache memory of one position of one request."""
+        config, dtype = self.config, next(self.parameters()).dtype
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+
+    def forget(self, cache: Any, slot: int) -> None:
+        """Give a slot's memory back, where the kind of cache can."""
+        if isinstance(cache, KVCache):
+            cache.forget(slot)
+
     @abstractmethod
     def extend(
         self,
@@ -230,6 +257,7 @@ class Drafter(nn.Module, ABC):
         params_R: Sequence[SamplingParams],
         draws_RK: Any,
         steps: int | None = None,
+        masks: DraftMasks | None = None,
     ) -> DraftBlock:
         """Propose a block for each request.
 
@@ -239,6 +267,7 @@ class Drafter(nn.Module, ABC):
             params_R: how each request draws; the draft follows the same temperature and filters.
             draws_RK: uniforms in [0, 1) that the draft tokens are drawn with; unused if greedy.
             steps: draft only the first so many slots' tokens (default: block_size).
+            masks: rules out, slot by slot, what requests may not say.
         """
 
 

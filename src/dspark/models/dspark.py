@@ -20,7 +20,7 @@ from dspark.maths.sampling import choose
 from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.backbone import ParallelBackbone
 from dspark.models.block_attention import PackedBlockAttention
-from dspark.models.drafter import Drafter, DrafterConfig
+from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.heads import ConfidenceHead, make_markov_head
 from dspark.models.kv_cache import CachedAttention, KVCache, Rows
 
@@ -156,6 +156,7 @@ class DSparkDrafter(Drafter):
         params_R: Sequence[SamplingParams],
         draws_RK: np.ndarray,
         steps: int | None = None,
+        masks: DraftMasks | None = None,
     ) -> DraftBlock:
         config = self.config
         size, device = config.block_size, self.device
@@ -170,7 +171,7 @@ class DSparkDrafter(Drafter):
         hidden = self.backbone(embedded, rows.positions_T, attend)
         hidden_RKD = hidden.view(len(anchors_R), size, -1)[:, :steps]
         anchors = torch.tensor(anchors_R, device=device)
-        return self._sample_block(hidden_RKD, anchors, params_R, draws_RK)
+        return self._sample_block(hidden_RKD, anchors, params_R, draws_RK, masks)
 
     def _sample_block(
         self,
@@ -178,13 +179,15 @@ class DSparkDrafter(Drafter):
         anchors_R: Tensor,
         params_R: Sequence[SamplingParams],
         draws_RK: np.ndarray,
+        masks: DraftMasks | None,
     ) -> DraftBlock:
         """Left to right through the block: each token's logits carry the bias of the one before."""
         base_RKV = self.shared.logits(hidden_RKD).float()
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
-        ids, probs, previous_rows = [], [], []
+        ids: list[Tensor] = []
+        probs, previous_rows = [], []
         previous_R = anchors_R
         for k in range(hidden_RKD.shape[1]):
             logits = base_RKV[:, k]
@@ -193,6 +196,8 @@ class DSparkDrafter(Drafter):
                 features, state = head.step(previous, hidden_RKD[:, k], state)
                 logits = logits + head.bias(features)
                 previous_rows.append(previous)
+            if masks is not None:
+                logits = masks.apply(logits, ids)
             chosen, probs_RV = choose(logits, params_R, draws_RK, k)
             if probs_RV is not None:
                 probs.append(probs_RV)
@@ -205,4 +210,5 @@ class DSparkDrafter(Drafter):
             torch.stack(ids, 1),
             torch.stack(probs, 1) if probs else None,
             None if confidence is None else torch.sigmoid(confidence.float()),
+            None if masks is None else masks.lengths,
         )

@@ -67,6 +67,9 @@ class HFTarget(Target):
 
         return [DynamicCache() for _ in range(slots)]
 
+    def forget(self, cache: list[Any], slot: int) -> None:
+        cache[slot] = type(cache[slot])()
+
     def _run(
         self, ids_T: Tensor, first: int, past: Any, tap_ids: Sequence[int]
     ) -> tuple[Tensor, Tensor | None]:

@@ -9,9 +9,9 @@ Suffixes: S slots, T packed rows, L positions, G query heads per key-value head,
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,8 +40,9 @@ class KVCache:
         self.slots, self.max_len = slots, max_len
         self.kv_heads, self.head_dim = kv_heads, head_dim
         shape = (slots * max_len, kv_heads * head_dim)
-        self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
+        self._memory = [_Memory(shape, dtype, device) for _ in range(2 * layers)]
+        tensors = [memory.tensor for memory in self._memory]
+        self.keys, self.values = tensors[:layers], tensors[layers:]
 
     def write(self, layer: int, row_T: Tensor, k_THP: Tensor, v_THP: Tensor) -> None:
         """Store rows at flat indices ``slot · max_len + position``."""
@@ -55,10 +56,10 @@ class KVCache:
         values = self.values[layer].view(shape)[slots, :length]
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+    def forget(self, slot: int) -> None:
+        """Give a slot's memory back to the system until it is written again (CPU only)."""
+        for memory in self._memory:
+            memory.forget(slot * self.max_len, (slot + 1) * self.max_len)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,14 +225,36 @@ class PackedAttention:
         return self._masks[key]
 
 
-def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Zeros that take memory only where they are written, on a CPU (``torch.zeros`` fills all)."""
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    size = shape[0] * shape[1] * dtype.itemsize
-    raw = torch.from_numpy(np.zeros(size + 64, dtype=np.uint8))
-    start = -raw.data_ptr() % 64  # aligned as torch's own memory is
-    return raw[start : start + size].view(dtype).view(shape)
+class _Memory:
+    """A tensor of zeros that takes memory only where it is written, and gives rows back, on a CPU.
+
+    On other devices it takes all of its memory at once, for good.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self._map: mmap.mmap | None = None
+        if torch.device(device).type != "cpu":
+            self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+            return
+        size = max(shape[0] * shape[1] * dtype.itemsize, 1)
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if _CAN_FORGET else {}
+        self._map = mmap.mmap(-1, size, **private)
+        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)[:size].view(dtype).view(shape)
+        self._row = shape[1] * dtype.itemsize
+
+    def forget(self, first: int, last: int) -> None:
+        """Give back the whole pages of rows ``first`` to ``last - 1``; they are zeros again."""
+        if self._map is None or not _CAN_FORGET:
+            return
+        start = -(-first * self._row // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = last * self._row // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start:
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+_CAN_FORGET = hasattr(mmap, "MADV_DONTNEED")
 
 
 def _split(rows: Rows, most: int = 4096) -> list[_Part]:

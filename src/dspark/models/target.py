@@ -53,6 +53,17 @@ class Target(ABC):
     def new_cache(self, slots: int, max_len: int) -> Any:
         """Memory for ``slots`` requests of up to ``max_len`` positions each."""
 
+    @property
+    def position_bytes(self) -> int:
+        """Cache memory of one position of one request."""
+        spec = self.spec
+        return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * self.dtype.itemsize
+
+    def forget(self, cache: Any, slot: int) -> None:
+        """Give a slot's memory back, where the kind of cache can."""
+        if isinstance(cache, KVCache):
+            cache.forget(slot)
+
     @abstractmethod
     def forward(
         self, rows: Rows, cache: Any, tap_ids: Sequence[int] = ()

@@ -108,10 +108,9 @@ def run(
     try:
         while True:
             _fill(engine, job, todo, limit_tokens)
-            outputs = engine.step()
-            if not outputs:
+            if not engine.queue:
                 break
-            for output in outputs:
+            for output in engine.step():
                 job.progress.new_tokens += len(output.token_ids)
                 if output.finished:
                     job.finish(output.request)

@@ -1,0 +1,96 @@
+"""Prompts in parts and texts that lose their place in the caches: the answers stay the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dspark.core import SamplingParams
+from dspark.engine.engine import Engine
+from dspark.errors import ConfigError, RequestError
+from dspark.models.drafter import Drafter
+from dspark.models.hf_target import HFTarget
+from dspark.models.kv_cache import KVCache
+from dspark.models.target import Target, load_module, load_target
+from scripted import ScriptedDrafter, answer, random_drafter, texts
+
+PROMPTS = [list(range(40, 65)), [1, 20, 30], [50, 51] * 6, [7, 8, 9, 10, 11], [9]]
+GREEDY = SamplingParams(max_new_tokens=24)
+SEEDED = SamplingParams(temperature=1.0, max_new_tokens=24, seed=5)
+
+
+def squeezed(engine: Engine, cache_len: int, params: SamplingParams) -> list[list[int]]:
+    """Answers of an engine whose caches hold so many positions."""
+    engine.queue.cache_len = cache_len
+    said = texts(engine.generate(PROMPTS, params))
+    assert engine.queue.preemptions, "otherwise nothing is tested"
+    assert not engine.queue
+    return said
+
+
+@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("kind", ["dspark", "dflash", "eagle3", "mtp", "none"])
+def test_prompts_in_parts_and_lost_places(
+    kind: str, params: SamplingParams, target: Target
+) -> None:
+    more: dict[str, Any] = {"target_layer_ids": ()} if kind == "mtp" else {}
+    if kind in ("eagle3", "mtp"):
+        more["mask_token_id"] = None
+    drafter = None if kind == "none" else random_drafter(target, 4, kind=kind, **more)
+    whole = answer(target, drafter, PROMPTS, params, slots=5)
+    assert answer(target, drafter, PROMPTS, params, slots=5, prefill_rows=7) == whole
+    small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)
+    assert squeezed(small, 70, params) == whole
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_other_families(family: str, targets: dict[str, Target]) -> None:
+    target = targets[family]
+    drafter = random_drafter(target)
+    whole = answer(target, None, PROMPTS, GREEDY, slots=5)
+    small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)
+    assert squeezed(small, 70, GREEDY) == whole
+
+
+def test_the_fallback_target(folders: Any) -> None:
+    module, tokenizer = load_module(folders["llama"], "float32")
+    lean = load_target(folders["llama"], "float32")
+    target = HFTarget("fallback", lean.spec, tokenizer, lean.stop_ids, module)
+    whole = answer(target, None, PROMPTS, GREEDY, slots=5)
+    small = Engine(target, random_drafter(target), slots=5, max_len=60, prefill_rows=5)
+    assert squeezed(small, 70, GREEDY) == whole
+
+
+def test_drafters_are_given_each_position_once_and_the_token_after_it(target: Target) -> None:
+    """`ScriptedDrafter` checks its context at every draft."""
+    drafter = ScriptedDrafter(target, lambda slot, position: [3, 4, 5])
+    small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)
+    squeezed(small, 70, GREEDY)
+
+
+def test_a_cache_gives_the_memory_of_a_slot_back() -> None:
+    cache = KVCache(2, slots=3, max_len=64, kv_heads=2, head_dim=32, dtype=torch.float32)
+    for tensor in (*cache.keys, *cache.values):
+        tensor.fill_(1.0)
+    cache.forget(1)
+    for tensor in (*cache.keys, *cache.values):
+        sums = tensor.view(3, -1).sum(1)
+        assert sums.tolist() == [4096.0, 0.0, 4096.0]
+
+
+def test_a_budget_in_gib(target: Target, drafter: Drafter) -> None:
+    engine = Engine(target, drafter, slots=4, max_len=200)
+    cost = engine.runner.position_bytes
+    assert engine.queue.cache_len == 800
+    whole = texts(engine.generate(PROMPTS, GREEDY))
+    small = Engine(target, drafter, slots=4, max_len=200, cache_gib=100 * cost / 2**30)
+    assert (small.queue.cache_len, small.max_len) == (100, 100)
+    assert texts(small.generate(PROMPTS, GREEDY)) == whole
+    with pytest.raises(RequestError, match="no room"):
+        small.submit([5] * 100)
+    with pytest.raises(ConfigError, match="cache is too small"):
+        Engine(target, drafter, cache_gib=63 * cost / 2**30)
+    with pytest.raises(ConfigError, match="too small"):
+        Engine(target, drafter, prefill_rows=0)
