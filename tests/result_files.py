@@ -206,6 +206,9 @@ def write_all(folder: Path, prompts: int = 12) -> dict[str, dict[str, Any]]:
         "calibration.json": write_calibration(folder / "calibration.json"),
         "demo.json": write_demo(folder / "demo.json"),
         "head_cost.json": write_head_cost(folder / "head_cost.json"),
+        "load.json": write_load(folder / "load.json"),
+        "load_mtp.json": write_load(folder / "load_mtp.json", "mtp", ("off", "fixed:1")),
+        "peers.json": write_peers(folder / "peers.json"),
     }
     write_train_logs(folder)
     return files
@@ -307,6 +310,125 @@ def write_head_cost(path: Path) -> dict[str, Any]:
         ],
     }
     write_artifact(path, "dspark.head_cost/1", data, PROVENANCE)
+    return data
+
+
+LOAD_POLICIES = ("off", "fixed:1", "fixed:3", "fixed:7", "causal", "pipelined")
+
+
+def load_row(
+    policy: str, users: int, *, gain: float = 1.0, rate: float = 0.0, turns: int = 12
+) -> dict[str, Any]:
+    """A row of dspark.load/1: drafts gain most with few users, long ones cost most with many.
+
+    Args:
+        gain: factor on the throughput of every policy that drafts.
+    """
+    fixed = policy.removeprefix("fixed:")
+    adapted = 0 if policy == "off" else max(1, 5 - users // 8)
+    length = int(fixed) if fixed.isdigit() else adapted
+    busy = users or 8
+    speed = 70 * busy / (1 + busy / 40)
+    if length:
+        speed *= gain * (1 + 0.3 * math.sqrt(length)) / (1 + 0.01 * length * busy)
+    draw = random.Random(f"{policy} {users} {rate}")
+    tokens = [round(speed * draw.uniform(0.95, 1.05)) for _ in range(turns)]
+    return {
+        "policy": policy,
+        "users": users,
+        "tokens_per_s": round(sum(tokens) / turns, 4),
+        "tokens_per_s_ci": [round(speed * 0.97, 4), round(speed * 1.03, 4)],
+        "tokens_per_s_per_user_p50": round(speed / busy, 4),
+        "tokens_per_s_per_user_p95": round(1.2 * speed / busy, 4),
+        "ttft_p50": 0.05,
+        "ttft_p95": 0.2,
+        "requests": 40,
+        "accepted_length": 1 + 0.4 * math.sqrt(length),
+        "mean_verify_len": float(length),
+        "wasted_share": 0.4 if length else None,
+        "steps": 400,
+        "slices": [{"tokens": n, "seconds": 1.0} for n in tokens],
+        "rate": rate,
+    }
+
+
+def write_load(
+    path: Path,
+    kind: str = "dspark",
+    policies: Sequence[str] = LOAD_POLICIES,
+    rows: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """A dspark.load/1 file of a drafter: given rows, or a closed loop and one open level."""
+    gain = 1.0 if kind == "mtp" else 1.2
+    data = {
+        "target": "tiny-target",
+        "drafter": kind,
+        "kind": kind,
+        "dtype": "bfloat16",
+        "temperature": 0.0,
+        "max_new_tokens": 128,
+        "seconds": 12.0,
+        "slice_s": 1.0,
+        "rows": rows
+        or [load_row(policy, n, gain=gain) for n in (1, 4, 16, 64) for policy in policies]
+        + [load_row(policy, 0, gain=gain, rate=2.0) for policy in policies],
+    }
+    write_artifact(path, "dspark.load/1", data, PROVENANCE | {"command": "dspark bench load"})
+    return data
+
+
+def peer_row(peer: str, speed: float, **more: Any) -> dict[str, Any]:
+    """A row of dspark.peers/1."""
+    return {
+        "label": peer,
+        "peer": peer,
+        "drafter": None,
+        "policy": None,
+        "tokens_per_s": speed,
+        "tokens_per_s_ci": [speed * 0.96, speed * 1.04],
+        "ratio_to_plain": round(speed / 75, 4),
+        "ratio_ci": [round(speed / 77, 4), round(speed / 73, 4)],
+        "seconds": round(3000 / speed, 4),
+        "tokens": 3000,
+        "prompts": 29,
+        "accepted_length": None,
+        "equal_texts": 1.0,
+        "largest_gap": None,
+        "version": "1.2.3",
+        "missing": None,
+        **more,
+    }
+
+
+def missing_row(peer: str, why: str) -> dict[str, Any]:
+    """A row of dspark.peers/1 of a peer that could not run."""
+    return dict.fromkeys(peer_row(peer, 1.0)) | {"label": peer, "peer": peer, "missing": why}
+
+
+def write_peers(path: Path) -> dict[str, Any]:
+    """A dspark.peers/1 file with a peer that is missing."""
+    data = {
+        "target": "tiny-target",
+        "dtype": "bfloat16",
+        "threads": 2,
+        "max_new_tokens": 128,
+        "llama": "model.gguf, Q8_0",
+        "rows": [
+            peer_row("dspark", 75.0, label="dspark off", policy="off"),
+            peer_row(
+                "dspark",
+                108.4,
+                label="dspark + dspark fixed:4",
+                drafter="dspark",
+                policy="fixed:4",
+                accepted_length=1.95,
+            ),
+            peer_row("transformers", 38.2, equal_texts=0.31, largest_gap=0.125),
+            missing_row("llama-cpp-python", "llama-cpp-python is not installed"),
+            peer_row("llama-server", 91.0, equal_texts=0.2, largest_gap=0.25),
+        ],
+    }
+    write_artifact(path, "dspark.peers/1", data, PROVENANCE | {"command": "dspark bench peers"})
     return data
 
 

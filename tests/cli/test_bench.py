@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
+from dspark.cli.bench_load import never_worse_lines
 from fakes import write_jsonl
 from tiny import tiny_drafter, tiny_home
 
@@ -42,12 +44,86 @@ def test_load(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     line += ["--data", str(prompts), "--seconds", "0.1", "--slice", "0.05", "--max-new-tokens", "6"]
     assert cli.main([*line, "--policies", "off,fixed:2", "--json", str(file)]) == 0
     assert "2 users" in capfd.readouterr().out
-    rows = read_artifact(file, "dspark.load/1")["rows"]
+    found = read_artifact(file, "dspark.load/1")
+    assert (found["drafter"], found["kind"]) == ("drafter", "dspark")
+    rows = found["rows"]
     assert [(r["users"], r["policy"]) for r in rows] == [
         (users, policy) for users in (1, 2, 0) for policy in ("off", "fixed:2")
     ]
     assert cli.main([*line, "--policies", "fixd:2"]) == 2
     assert "Unknown policy" in capfd.readouterr().err
+
+
+def test_load_says_how_adaptive_policies_did() -> None:
+    """One line a level and policy, where fixed ones ran beside it."""
+
+    def row(policy: str, users: int, speed: int) -> dict[str, Any]:
+        slices = [{"tokens": speed, "seconds": 1.0}] * 6
+        return {"policy": policy, "users": users, "rate": 0.5, "slices": slices}
+
+    rows = [row("off", 1, 100), row("fixed:2", 1, 200), row("causal", 1, 196)]
+    rows += [row("off", 0, 100), row("pipelined", 0, 90), row("causal", 4, 90)]
+    assert never_worse_lines(rows) == [
+        "1 users: causal 0.980 (0.980 to 0.980) of the best fixed choice, fixed:2",
+        "0.5/s: pipelined 0.900 (0.900 to 0.900) of the best fixed choice, off; below 0.98",
+    ]
+
+
+def test_peers(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "r" / "peers.json"
+    folder = home / "run" / "drafter"
+    rows = [{"id": n, "prompt": f"count {n}"} for n in "abc"]
+    line = ["bench", "peers", "--target", str(home / "target"), "--dtype", "float32"]
+    line += ["--data", str(write_jsonl(tmp_path / "p.jsonl", rows)), "--max-new-tokens", "6"]
+    line += ["--drafter", str(folder), "--drafter", f"one={folder}", "--threads", "1"]
+    line += ["--policy", "fixed:2", "--policy", "fixed:1"]
+    assert cli.main([*line, "--json", str(file)]) == 0
+    out = capfd.readouterr().out
+    found = read_artifact(file, "dspark.peers/1")
+    assert (found["target"], found["threads"], found["max_new_tokens"]) == ("target", 1, 6)
+    assert found["llama"] is None
+    names = [(row["peer"], row["drafter"], row["policy"]) for row in found["rows"]]
+    assert names == [
+        ("dspark", None, "off"),
+        ("dspark", "dspark", "fixed:2"),
+        ("dspark", "one", "fixed:1"),
+        ("transformers", None, None),
+        ("transformers", "prompt lookup", None),
+        ("llama-cpp-python", None, None),
+        ("llama-server", None, None),
+    ]
+    there, gone = found["rows"][:5], found["rows"][5:]
+    assert all(row["equal_texts"] == 1.0 and row["prompts"] == 2 for row in there)
+    assert all(row["missing"] and row["tokens_per_s"] is None for row in gone)
+    assert [row["label"] for row in there][1] == "dspark + dspark fixed:2"
+    assert "missing: llama-server: no server was given" in out
+    assert str(home) not in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["peers", "--limit", "1"], "--limit"),
+        (["peers", "--drafter", "none"], "without a drafter"),
+        (["peers", "--policy", "off", "--policy", "off"], "2 for 1 drafters"),
+        (["peers", "--llama-server", "localhost"], "address is not valid"),
+        (["peers", "--gguf", "nowhere.gguf"], "nowhere.gguf as a GGUF file"),
+        (["peers", "--policy", "fixd:1"], "Unknown policy"),
+        (["peers", "--data", "nowhere.jsonl"], "does not exist"),
+    ],
+)
+def test_mistakes_of_peers(
+    home: Path, argv: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["bench", *argv, "--target", str(home / "target"), "--dtype", "float32"]
+    if "--drafter" not in argv:
+        line += ["--drafter", str(home / "run" / "drafter")]
+    if "--limit" not in argv:
+        line += ["--limit", "2"]
+    assert cli.main(line) == 2
+    err = capfd.readouterr().err
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from dspark.cli import main as cli
 from dspark.evaluation import evaluate
 from dspark.models.checkpoint import save_drafter
 from dspark.models.target import load_target
+from dspark.profiling.costs import cost_key, default_path
+from dspark.tables.cost import CostTable
 from fakes import tiny_target_folder, write_jsonl
 from scripted import random_drafter
 
@@ -140,6 +142,28 @@ def test_ctrl_c_keeps_finished_cells(
     assert [key[2] for key in answered] == [0.0, 1.0]
     assert len(read_artifact(file, "dspark.eval/1")["rows"]) == 2
     assert [p.name for p in tmp_path.glob("*.cells.jsonl")] == []
+
+
+def test_adaptive_policies_go_by_the_tables_of_each_drafter(
+    run: Run, home: Path, prompts: Path, tmp_path: Path, tmp_cache: Path
+) -> None:
+    argv = ["--data", str(prompts), *named(home, "a", "b"), "--policy", "causal"]
+    code, _, err = run(*argv)
+    assert code == 2
+    assert "no cost table" in err
+    assert "dspark profile" in err
+    target = load_target(home / "target", "float32")
+    for name, draft_s in (("a", 1e-9), ("b", 10.0)):  # drafting with b never pays
+        key = cost_key(target, home / name)
+        verify = tuple((n, 0.01 + 1e-6 * n) for n in (1, 64))
+        CostTable(key, verify, ((1, draft_s), (16, 1.01 * draft_s)), 8).save(default_path(key))
+    file = tmp_path / "out.json"
+    code, _, err = run(*argv, "--json", str(file))
+    assert code == 0, err
+    rows = {row["drafter"]: row for row in read_artifact(file, "dspark.eval/1")["rows"]}
+    assert {row["policy"] for row in rows.values()} == {"causal"}
+    assert rows["a"]["verified_tokens"] > 0
+    assert rows["b"]["verified_tokens"] == 0
 
 
 @pytest.mark.parametrize(

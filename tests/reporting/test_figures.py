@@ -32,8 +32,9 @@ def is_png(data: bytes) -> bool:
 @pytest.mark.parametrize("band", [True, False])
 def test_curves(points: list[Point], band: bool) -> None:
     curves = [Curve("a", points, "#000000"), Curve("b", [(1.0, 1.0, UNKNOWN)], "#0072B2")]
-    panels = [Panel("t", "x", "y", curves, whole_x=True, band=band)]
-    assert is_png(draw_panels(panels))
+    for doubling in (False, True):
+        panels = [Panel("t", "x", "y", curves, whole_x=True, doubling_x=doubling, band=band)]
+        assert is_png(draw_panels(panels))
 
 
 def test_nothing_known_at_all() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dspark.cli import bench_head, bench_load
+from dspark.cli import bench_floor, bench_head, bench_load, bench_peers
 
 HELP = """Measure speed on this machine.
 
@@ -20,5 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 def _group() -> None: ...  # makes `head` a sub-verb even while it is the only one
 
 
+app.command("floor")(bench_floor.command)
 app.command("head")(bench_head.command)
 app.command("load")(bench_load.command)
+app.command("peers")(bench_peers.command)

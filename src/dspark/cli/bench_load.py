@@ -114,13 +114,17 @@ def command(
             seed=seed,
             on_slice=show,
         )
-    Console(highlight=False).print(_shown(rows))
+    console = Console(highlight=False)
+    console.print(_shown(rows))
+    for line in never_worse_lines(rows):
+        console.print(line, markup=False, soft_wrap=True)
     if json_file is not None:
         folder = find_drafter(drafter, target)
         record = provenance("dspark bench load", {"seed": seed}, [folder] if folder else [])
         facts = {
             "target": portable_name(target),
-            "drafter": drafter,
+            "drafter": portable_name(drafter),
+            "kind": None if draft_model is None else draft_model.config.kind,
             "dtype": dtype,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
@@ -150,6 +154,27 @@ def _numbers(text: str, option: str, whole: bool = False) -> list[float]:
     return found
 
 
+def never_worse_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """Each adaptive policy against the best fixed choice of its level, one line a comparison."""
+    from dspark.maths.never_worse import LIMITS, judge
+
+    levels: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        turns = [(part["tokens"], part["seconds"]) for part in row["slices"]]
+        levels.setdefault(_level(row), {})[row["policy"]] = turns
+    return [
+        f"{level}: {policy} {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}) of the best "
+        f"fixed choice, {' and '.join(dict.fromkeys(found.chosen))}"
+        + (f"; below {LIMITS[policy]}" if found.falls_short(policy) else "")
+        for level, lanes in levels.items()
+        for policy, found in judge(lanes).items()
+    ]
+
+
+def _level(row: dict[str, Any]) -> str:
+    return f"{row['users']} users" if row["users"] else f"{row['rate']:g}/s"
+
+
 def _shown(rows: list[dict[str, Any]]) -> Table:
     table = Table()
     headings = ("load", "policy", "tokens/s", "a user p50", "first token p50")
@@ -157,7 +182,7 @@ def _shown(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="left" if heading in ("load", "policy") else "right")
     before = None
     for row in rows:
-        name = f"{row['users']} users" if row["users"] else f"{row['rate']:g}/s"
+        name = _level(row)
         if before not in (None, name):
             table.add_section()
         before = name

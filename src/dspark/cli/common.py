@@ -14,8 +14,18 @@ from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_
 if TYPE_CHECKING:
     from dspark.engine.adaptive import PolicyTables
 
+DEFAULT_DRAFTER = "dspark"
+
 TargetOption = Annotated[
     str, typer.Option("--target", help="Known name, local folder or Hugging Face id.")
+]
+DraftersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--drafter",
+        help="Shipped name or checkpoint folder, with NAME= in front to name it; repeatable. "
+        f"Default: {DEFAULT_DRAFTER}.",
+    ),
 ]
 DrafterOption = Annotated[
     str,
@@ -37,7 +47,6 @@ PolicyOption = Annotated[
         metavar="NAME",
     ),
 ]
-DEFAULT_DRAFTER = "dspark"
 
 
 def find_drafter(name: str, target: str) -> Path | None:
@@ -66,6 +75,24 @@ def find_drafter(name: str, target: str) -> Path | None:
         f"There is no drafter {name}",
         fix="Give a checkpoint folder, a shipped name (dspark), or none",
     )
+
+
+def named_drafter(text: str, target: str) -> tuple[str | None, Path]:
+    """Label, if there is one, and folder of NAME=PATH, a path or a shipped name.
+
+    Raises:
+        ConfigError: it means no drafter, or the name is empty.
+        CheckpointError, IncompatibleDrafterError: see `find_drafter`.
+    """
+    label, equals, name = text.partition("=")
+    if not equals or Path(text).is_dir():  # a folder's own name may hold the sign
+        label, name = "", text
+    elif not label:
+        raise ConfigError("A drafter's name is empty", found=text, fix="Write NAME=PATH")
+    folder = find_drafter(name, target)
+    if folder is None:
+        raise ConfigError("There is nothing to judge without a drafter", fix="Name a drafter")
+    return label or None, folder
 
 
 def check_writable(path: Path) -> None:

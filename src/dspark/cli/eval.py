@@ -15,15 +15,17 @@ from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DraftersOption,
     DtypeOption,
     PolicyOption,
     TargetOption,
     ThreadsOption,
     check_writable,
-    find_drafter,
     load_models,
+    load_tables,
+    named_drafter,
 )
-from dspark.errors import ConfigError, DataError
+from dspark.errors import DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -37,14 +39,7 @@ def command(
         typer.Option("--data", help="Prompt file, or owner/name[:split] of a dataset; repeatable."),
     ],
     target: TargetOption = DEFAULT_TARGET,
-    drafter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--drafter",
-            help="Shipped name or checkpoint folder, with NAME= in front to name it; repeatable. "
-            f"Default: {DEFAULT_DRAFTER}.",
-        ),
-    ] = None,
+    drafter: DraftersOption = None,
     temperature: Annotated[
         list[float] | None,
         typer.Option("--temperature", help="0 is greedy; repeatable. Default: 0."),
@@ -99,11 +94,14 @@ def command(
     temperatures, thresholds = tuple(temperature or [0.0]), tuple(threshold or [])
     settings = Settings(temperatures, top_p, top_k, max_new_tokens, seed, slots, policy, thresholds)
     datasets, files = _datasets(data, limit)
-    places = [_drafter(text, target) for text in drafter or [DEFAULT_DRAFTER]]
+    places = [named_drafter(text, target) for text in drafter or [DEFAULT_DRAFTER]]
     record = provenance("dspark eval", {"seed": seed}, [*files, *(at for _, at in places)])
     rounds = None if trace is None else TraceFile(trace, record)
     model, _ = load_models(target, "none", dtype, threads)
-    contenders = [load_contender(folder, model, label) for label, folder in places]
+    contenders = [
+        load_contender(folder, model, label, load_tables(policy, model, str(folder)))
+        for label, folder in places
+    ]
     cells = None if json_file is None else json_file.with_name(f"{json_file.name}.cells.jsonl")
     with _Bar() as bar:
         try:
@@ -146,24 +144,6 @@ def _datasets(sources: list[str], limit: int | None) -> tuple[list[Dataset], lis
             name = file.name.removesuffix(".gz").removesuffix(".jsonl")
         datasets.append(Dataset(name, prompts))
     return datasets, files
-
-
-def _drafter(text: str, target: str) -> tuple[str | None, Path]:
-    """Label, if there is one, and folder of NAME=PATH, a path or a shipped name.
-
-    Raises:
-        ConfigError: it means no drafter, or the name is empty.
-        CheckpointError, IncompatibleDrafterError: see `find_drafter`.
-    """
-    label, equals, name = text.partition("=")
-    if not equals or Path(text).is_dir():  # a folder's own name may hold the sign
-        label, name = "", text
-    elif not label:
-        raise ConfigError("A drafter's name is empty", found=text, fix="Write NAME=PATH")
-    folder = find_drafter(name, target)
-    if folder is None:
-        raise ConfigError("There is nothing to judge without a drafter", fix="Name a drafter")
-    return label or None, folder
 
 
 class _Bar:

@@ -26,7 +26,7 @@ from dspark.core import DraftBlock, Request, SamplingParams, Verdict
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
-from dspark.evaluation.demo import difference
+from dspark.evaluation.answers import difference
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 

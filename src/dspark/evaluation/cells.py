@@ -17,6 +17,7 @@ from dspark import __version__
 from dspark.artifacts import sha256_file
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
+from dspark.engine.adaptive import ADAPTIVE, PolicyTables
 from dspark.engine.policies import Policy
 from dspark.engine.scheduler import parse_policy
 from dspark.errors import ConfigError, DataError, RequestError
@@ -71,6 +72,7 @@ class Contender:
         parameters: trainable ones.
         sha256: of its configuration and weights, by file name.
         training: the block of that name in its provenance; None when there is none.
+        tables: what an adaptive policy knows of it and the machine; None for the other policies.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Contender:
     parameters: int
     sha256: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    tables: PolicyTables | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,9 @@ class Cell:
         return self.contender.label, self.dataset.name, self.temperature, self.policy.name
 
 
-def load_contender(folder: Path, target: Target, label: str | None = None) -> Contender:
+def load_contender(
+    folder: Path, target: Target, label: str | None = None, tables: PolicyTables | None = None
+) -> Contender:
     """A drafter ready to be judged; without a label its kind is its name.
 
     Raises:
@@ -139,6 +144,7 @@ def load_contender(folder: Path, target: Target, label: str | None = None) -> Co
         sum(weight.numel() for weight in bare.parameters()),
         {name: sha256_file(folder / name) for name in (CONFIG, WEIGHTS)},
         _training(folder),
+        tables,
     )
 
 
@@ -161,19 +167,23 @@ def plan_cells(
         ConfigError: two drafters or datasets have one name, a policy is unknown, or one needs
             confidences that a drafter does not give.
     """
-    _check_distinct("drafters", [c.label for c in contenders], "Name them: --drafter NAME=PATH")
-    _check_distinct("data files", [d.name for d in datasets], "Rename one of them")
+    check_distinct("drafters", [c.label for c in contenders], "Name them: --drafter NAME=PATH")
+    check_distinct("data files", [d.name for d in datasets], "Rename one of them")
     return [
         Cell(contender, dataset, temperature, policy)
         for contender in contenders
-        for policies in [_policies(contender, settings)]
         for dataset in datasets
         for temperature in dict.fromkeys(settings.temperatures)
-        for policy in policies
+        for policy in _policies(contender, settings)  # its own: a policy may remember rounds
     ]
 
 
-def _check_distinct(what: str, names: list[str], fix: str) -> None:
+def check_distinct(what: str, names: Sequence[str], fix: str) -> None:
+    """Refuse names that results could not tell apart.
+
+    Raises:
+        ConfigError: two are the same.
+    """
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise ConfigError(f"Two {what} have the same name", found=twice[0], fix=fix)
@@ -183,7 +193,7 @@ def _policies(contender: Contender, settings: Settings) -> list[Policy]:
     config = contender.drafter.config
     names = [settings.policy or f"fixed:{config.block_size}"]
     names += [f"threshold:{limit:g}" for limit in settings.thresholds]
-    policies = [parse_policy(name, config.block_size) for name in names]
+    policies = [parse_policy(name, config.block_size, contender.tables) for name in names]
     for policy in policies:
         if policy.needs_confidence and not config.confidence_head:
             raise ConfigError(
@@ -268,4 +278,12 @@ def fingerprint(cell: Cell, target: Target, settings: Settings) -> dict[str, Any
         **cell_fields(cell, settings),
         "target": target.name,
         "prompts_sha256": cell.dataset.sha256,
+        "tables": _tables_sha256(cell),
     }
+
+
+def _tables_sha256(cell: Cell) -> str | None:
+    """Of the numbers an adaptive policy goes by; None for the other policies."""
+    if cell.policy.name not in ADAPTIVE:
+        return None
+    return hashlib.sha256(repr(cell.contender.tables).encode()).hexdigest()

@@ -6,7 +6,6 @@ machine's speed falls on both alike.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,20 +17,12 @@ from dspark.data.prompts import Prompt
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length, wasted_tokens
+from dspark.evaluation.answers import Answer, answer, answer_with_transformers, difference
 from dspark.models.drafter import Drafter
-from dspark.models.kv_cache import Rows
 from dspark.models.target import Target
 
 SCHEMA = "dspark.demo/1"
 Show = Callable[[str, Prompt, StepOutput], None]
-
-
-@dataclass(slots=True)
-class Answer:
-    """One prompt's answer one way: the request with its rounds, and the seconds it took."""
-
-    request: Request
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -45,43 +36,6 @@ class Ways:
         chosen = self.answers[way]
         chosen = chosen if only is None else [chosen[i] for i in only]
         return sum(len(a.request.output_ids) for a in chosen) / sum(a.seconds for a in chosen)
-
-
-def answer(engine: Engine, ids: list[int], params: SamplingParams, show: Any) -> Answer:
-    """Answer one prompt; showing tokens is not on the clock."""
-    stream = engine.stream(ids, params)
-    seconds, request = 0.0, None
-    while True:
-        start = time.perf_counter()
-        output = next(stream, None)
-        seconds += time.perf_counter() - start
-        if output is None:
-            break
-        request = output.request
-        show(output)
-    assert request is not None
-    return Answer(request, seconds)
-
-
-def answer_with_transformers(
-    module: Any, target: Target, ids: list[int], params: SamplingParams
-) -> Answer:
-    """Greedy ``generate`` of the Hugging Face module, as its users call it."""
-    tokens = torch.tensor([ids], device=module.device)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        out = module.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=False,
-            max_new_tokens=params.max_new_tokens,
-            eos_token_id=sorted(target.stop_ids),
-            pad_token_id=min(target.stop_ids),
-        )
-    seconds = time.perf_counter() - start
-    request = Request(0, ids, params)
-    request.output_ids = out[0, len(ids) :].tolist()
-    return Answer(request, seconds)
 
 
 def run(
@@ -212,20 +166,3 @@ def _by_domain(
         "speedup": round(sum(speedups) / len(speedups), 4),
     }
     return rows
-
-
-def difference(target: Target, prompt_id: str, plain: Request, drafted: Request) -> dict[str, Any]:
-    """Where two answers part, and how far apart the target holds the two tokens.
-
-    ``logit_gap`` is the target's best logit there minus its second best, from one pass over the
-    common text; in float32 only a gap below 1e-4 excuses a difference.
-    """
-    pairs = zip(plain.output_ids, drafted.output_ids, strict=False)
-    shorter = min(len(plain.output_ids), len(drafted.output_ids))
-    at = next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
-    prefix = [*plain.prompt_ids, *plain.output_ids[:at]]
-    cache = target.new_cache(1, len(prefix))
-    last, _ = target.forward(Rows.build([(0, 0, prefix)], str(target.device)), cache)
-    best, second = target.logits(last[-1:])[0].float().topk(2).values.tolist()
-    gap = {"logit_gap": round(best - second, 6), "best_logit": round(best, 4)}
-    return {"prompt": prompt_id, "position": at, **gap}

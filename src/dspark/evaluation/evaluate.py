@@ -143,13 +143,12 @@ def answer(
         engine.submit(question.prompt_ids, p) for question, p in zip(questions, params, strict=True)
     ]
     seconds = 0.0
-    while True:
+    while engine.queue:
         start = perf_counter()
         outputs = engine.step()
         seconds += perf_counter() - start
-        if not outputs:
-            return requests, seconds
         on_step(outputs)
+    return requests, seconds
 
 
 class _Reporter:

@@ -78,14 +78,14 @@ class Lane:
         part = Slice()
         while part.seconds < seconds:
             self._submit()
-            start = perf_counter()
+            busy, start = bool(self.engine.queue), perf_counter()
             outputs = self.engine.step()
             spent = perf_counter() - start
-            if not outputs:  # nobody is there: time passes until the next arrival
+            if not busy:  # nobody is there: time passes until the next arrival
                 spent = max(self._next - self.clock, 0.0)
             self.clock += spent
             part.seconds += spent
-            part.steps += bool(outputs)
+            part.steps += busy
             for output in outputs:
                 part.tokens += len(output.token_ids)
                 self._note(output.request, output.finished)
@@ -128,6 +128,7 @@ class Lane:
             if len(w.request.output_ids) > 1
         ]
         waits = [w.first - w.arrived for w in self.watched if w.first is not None]
+        times = self.engine.stats
         verified, rounds = stats.verified_tokens(requests), sum(len(r.rounds) for r in requests)
         return {
             "policy": self.engine.policy.name,
@@ -141,6 +142,8 @@ class Lane:
             "mean_verify_len": _round(verified / rounds) if rounds else None,
             "wasted_share": _round(stats.wasted_tokens(requests) / verified) if verified else None,
             "steps": sum(p.steps for p in parts),
+            "schedule_share": _round(times.schedule_s / times.seconds),
+            "draft_share": _round(times.draft_s / times.seconds),
             "slices": [{"tokens": p.tokens, "seconds": round(p.seconds, 5)} for p in parts],
         }
 

@@ -46,6 +46,7 @@ class Panel:
         share: the vertical axis is a share, shown from 0 to 1 whole.
         diagonal: both axes are shares, with a dashed line where they are equal.
         whole_x: ticks stand at the points' x and nowhere else.
+        doubling_x: equal steps of the horizontal axis are equal factors.
         band: intervals are shaded bands, else bars at the points.
         own_legend: below this panel, in place of one legend for the figure.
     """
@@ -57,6 +58,7 @@ class Panel:
     share: bool = False
     diagonal: bool = False
     whole_x: bool = False
+    doubling_x: bool = False
     band: bool = False
     own_legend: bool = False
 
@@ -127,8 +129,11 @@ def _draw(axes: Any, panel: Panel) -> dict[str, Any]:
     if panel.diagonal:
         axes.plot([0, 1], [0, 1], color=PLAIN, linestyle="--", linewidth=1)
         axes.set_xlim(0, 1.02)
+    if panel.doubling_x:
+        axes.set_xscale("log", base=2)
     if panel.whole_x:
-        axes.set_xticks(sorted({point[0] for curve in panel.curves for point in curve.points}))
+        ticks = sorted({point[0] for curve in panel.curves for point in curve.points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     return handles
 
 

@@ -20,6 +20,8 @@ from dspark.reporting.records import (
     Eval,
     HeadCost,
     HeldOut,
+    Load,
+    Peers,
     Provenance,
     Record,
 )
@@ -31,6 +33,8 @@ SCHEMAS: dict[str, type[Record]] = {
     "dspark.calibration_check/1": CalibrationCheck,
     "dspark.demo/1": Demo,
     "dspark.head_cost/1": HeadCost,
+    "dspark.load/1": Load,
+    "dspark.peers/1": Peers,
 }
 TRAIN_LOGS = "train_log*.jsonl"
 TRAIN_LOG_SCHEMA = "training log"

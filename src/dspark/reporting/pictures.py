@@ -38,6 +38,11 @@ COMMANDS = {
     "calibration": "dspark calibrate --data PROMPTS.jsonl --json results/calibration.json",
     "head_cost": "dspark bench head --json results/head_cost.json",
     "demo": "dspark demo --compare transformers --json results/demo.json",
+    "load": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,fixed:1,fixed:3,causal "
+    "--json results/load.json",
+    "load_mtp": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,fixed:1 --drafter mtp "
+    "--json results/load_mtp.json",
+    "peers": "dspark bench peers --gguf MODEL.gguf --json results/peers.json",
     "train_log": "dspark train --config RECIPE.toml",
 } | {
     study: f"dspark eval {DATA} --drafter A=FOLDER --drafter B=FOLDER --study {study} "

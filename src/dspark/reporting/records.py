@@ -13,7 +13,7 @@ def _nan(value: Any) -> Any:
 
 
 def _no_interval(value: Any) -> Any:
-    return (math.nan, math.nan) if value is None else value
+    return value or (math.nan, math.nan)  # null, or an empty list
 
 
 # JSON has no word for nan, so result files say null where a number is not known.
@@ -225,3 +225,82 @@ class HeldOut(Record):
 
     minutes: float
     accepted_length: Number
+
+
+# ------------------------------------------------------------------------------ dspark.load/1
+
+
+class Slice(Record):
+    """One turn of a policy."""
+
+    tokens: int
+    seconds: float
+
+
+class LoadRow(Record):
+    """One policy at one level of load."""
+
+    policy: str
+    users: int
+    rate: float = 0.0
+    tokens_per_s: Number
+    tokens_per_s_ci: Interval = UNKNOWN
+    tokens_per_s_per_user_p50: Number = math.nan
+    tokens_per_s_per_user_p95: Number = math.nan
+    ttft_p50: Number = math.nan
+    ttft_p95: Number = math.nan
+    requests: int = 0
+    accepted_length: Number = math.nan
+    mean_verify_len: Number = math.nan
+    wasted_share: Number = math.nan
+    slices: list[Slice] = []
+
+    @property
+    def level(self) -> str:
+        """The load in words."""
+        return f"{self.users} users" if self.users else f"{self.rate:g}/s"
+
+
+class Load(Record):
+    """Schema dspark.load/1."""
+
+    target: str
+    drafter: str
+    kind: str | None = None
+    dtype: str
+    temperature: float
+    rows: list[LoadRow]
+
+
+# ------------------------------------------------------------------------------ dspark.peers/1
+
+
+class PeerRow(Record):
+    """One way to run the target; without numbers where it is missing."""
+
+    label: str
+    peer: str
+    drafter: str | None = None
+    policy: str | None = None
+    tokens_per_s: Number = math.nan
+    tokens_per_s_ci: Interval = UNKNOWN
+    ratio_to_plain: Number = math.nan
+    ratio_ci: Interval = UNKNOWN
+    prompts: int | None = None
+    tokens: int | None = None
+    accepted_length: Number = math.nan
+    equal_texts: Number = math.nan
+    largest_gap: Number = math.nan
+    version: str | None = None
+    missing: str | None = None
+
+
+class Peers(Record):
+    """Schema dspark.peers/1."""
+
+    target: str
+    dtype: str
+    threads: int
+    max_new_tokens: int
+    llama: str | None = None
+    rows: list[PeerRow]

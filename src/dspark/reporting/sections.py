@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 
-from dspark.reporting import pictures, series, tables
+from dspark.maths.never_worse import LIMITS
+from dspark.reporting import pictures, series, serving, serving_pictures, tables
 from dspark.reporting.load import Source
 from dspark.reporting.page import Block, Facts, Missing, Section
 from dspark.reporting.pictures import COMMANDS, Evidence
-from dspark.reporting.records import CalibrationCheck, Demo, Eval
+from dspark.reporting.records import CalibrationCheck, Demo, Eval, Load, Peers
 from dspark.reporting.series import Line
 from dspark.reporting.tables import Table, texts
 
@@ -30,18 +31,25 @@ def sections(evidence: Evidence) -> list[Section]:
         Section("Block size and head cost (Figure 4)", pictures.block_size(evidence)),
         Section("Confidence threshold (Figure 5)", pictures.thresholds(evidence)),
         Section("Reliability (Figure 6)", _reliability(evidence)),
+        Section("Throughput and per-user speed (Figure 7)", _frontiers(evidence)),
+        Section("Throughput and budget under load (Figure 8)", _under_load(evidence)),
+        Section("Never worse than a fixed choice", _never_worse(evidence)),
         Section("Training budget", pictures.budget(evidence)),
         Section("Other studies", _others(evidence)),
         Section("Speed", _speed(evidence)),
+        Section("Peers", _peers(evidence)),
         Section("Training cost", _training(evidence)),
         Section("Provenance", _provenance(evidence)),
     ]
 
 
 def targets(evidence: Evidence) -> list[str]:
-    """Names of the targets in evaluations and demos."""
-    found = [record.target for _, record in evidence.results.of(Eval)]
-    found += [record.target for _, record in evidence.results.of(Demo)]
+    """Names of the targets in evaluations, demos, loads and peers."""
+    results = evidence.results
+    found = [record.target for _, record in results.of(Eval)]
+    found += [record.target for _, record in results.of(Demo)]
+    found += [record.target for _, record in results.of(Load)]
+    found += [record.target for _, record in results.of(Peers)]
     return list(dict.fromkeys(found))
 
 
@@ -148,6 +156,49 @@ def _speed(evidence: Evidence) -> list[Block]:
     if not found:
         return [Missing("No speed was measured.", COMMANDS["demo"])]
     return [tables.demos(found), tables.demo_domains(found)]
+
+
+def _frontiers(evidence: Evidence) -> list[Block]:
+    blocks = serving_pictures.frontiers(evidence)
+    compared = list[Block]()
+    for setting, some in serving.load_lines(evidence.results).items():
+        if found := serving.against_baseline(some):
+            compared.append(tables.over_baseline(found, f"Over MTP-1, {setting}"))
+    if not compared:
+        return [*blocks, Missing("MTP-1 was not measured under load.", COMMANDS["load_mtp"])]
+    about = (
+        "Each row is a point of MTP-1's frontier, the best of its drafting policies; between "
+        "measured points numbers are interpolated, beyond them they are not known."
+    )
+    return [*blocks, *compared, about]
+
+
+def _under_load(evidence: Evidence) -> list[Block]:
+    found = serving.load_lines(evidence.results)
+    shown = [tables.loads(some, f"Under load, {setting}") for setting, some in found.items()]
+    return [*serving_pictures.under_load(evidence), *shown]
+
+
+def _never_worse(evidence: Evidence) -> list[Block]:
+    table = tables.never_worse_table(evidence.results.of(Load))
+    if table is None:
+        what = "No adaptive policy was measured under load beside fixed ones."
+        return [Missing(what, COMMANDS["load"])]
+    aims = " and ".join(f"{limit} for {policy}" for policy, limit in LIMITS.items())
+    about = (
+        "The best fixed choice is picked on every other slice and compared on the rest, both ways "
+        f"round; the aim is {aims}, judged by the upper end of the 95 % interval."
+    )
+    return [table, about]
+
+
+def _peers(evidence: Evidence) -> list[Block]:
+    found = evidence.results.of(Peers)
+    blocks = list[Block]()
+    for place, (file, record) in enumerate(found, 1):
+        blocks += [serving_pictures.peers(record, place), tables.peers(file, record)]
+        blocks += [f"llama.cpp ran {record.llama}."] if record.llama else []
+    return blocks or [Missing("No peer was measured.", COMMANDS["peers"])]
 
 
 def _training(evidence: Evidence) -> list[Block]:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dspark.reporting.records import CalibrationCheck, Demo
+from dspark.maths.never_worse import LIMITS
+from dspark.reporting.records import CalibrationCheck, Demo, Load, Peers
 from dspark.reporting.series import Line, datasets, labels
+from dspark.reporting.serving import LoadLine, Match, load_labels, never_worse
 
 NOTHING = "–"
 
@@ -193,3 +195,79 @@ def calibration(name: str, check: CalibrationCheck) -> Table:
     head = ["slot", "rounds", "base rate", "temperature", "ECE before", "ECE after"]
     head += ["noise floor", "AUROC", "Brier before", "Brier after"]
     return Table(f"Calibration by slot, {name}", head, rows)
+
+
+def loads(some: Sequence[LoadLine], title: str) -> Table:
+    """Every policy at every level of load."""
+    rows = []
+    for label, line in zip(load_labels(some), some, strict=True):
+        for row in line.rows:
+            cells = [
+                Cell(number(row.tokens_per_s, ".1f"), interval(row.tokens_per_s_ci, ".1f")),
+                Cell(number(row.tokens_per_s_per_user_p50, ".1f")),
+                Cell(number(row.tokens_per_s_per_user_p95, ".1f")),
+                Cell(number(row.ttft_p50, ".3f"), f"p95 {number(row.ttft_p95, '.3f')}"),
+                Cell(number(row.accepted_length)),
+                Cell(number(row.mean_verify_len)),
+                Cell(number(row.wasted_share, ".0%")),
+            ]
+            rows.append([Cell(label), Cell(row.level), *cells])
+    head = ["policy", "load", "tokens/s, all", "a user, p50", "a user, p95", "first token, s"]
+    head += ["accepted_length", "verify_len", "wasted"]
+    return Table(title, head, rows, names=2)
+
+
+def never_worse_table(records: Sequence[tuple[str, Load]]) -> Table | None:
+    """Adaptive policies against the best fixed choice of each level; None without any."""
+    rows = []
+    for file, record in records:
+        for level, policy, found in never_worse(record):
+            short = found.falls_short(policy)
+            ratio = f"{found.ratio:.3f}" + (f", below {LIMITS[policy]}" if short else "")
+            names = [file, record.drafter, level, policy, " and ".join(dict.fromkeys(found.chosen))]
+            ends = interval((found.low, found.high), ".3f")
+            rows.append([*texts(names), Cell(ratio, ends, strong=short)])
+    head = ["file", "drafter", "load", "policy", "best fixed", "ratio of throughputs"]
+    return Table("Over the best fixed choice", head, rows, names=5) if rows else None
+
+
+def over_baseline(some: Sequence[tuple[str, list[Match]]], title: str) -> Table:
+    """Frontiers against MTP-1's at each of its points."""
+    rows = [
+        texts(
+            [
+                label,
+                number(match.throughput, ".1f"),
+                number(match.speed, ".1f"),
+                number(match.speed_ratio),
+                number(match.throughput_ratio),
+            ]
+        )
+        for label, found in some
+        for match in found
+    ]
+    head = ["policy", "MTP-1, all, tokens/s", "MTP-1, a user, tokens/s"]
+    head += ["per-user speed at that throughput", "throughput at that per-user speed"]
+    return Table(title, head, rows)
+
+
+def peers(file: str, record: Peers) -> Table:
+    """Every peer of one file; a missing one says why."""
+    rows = []
+    for row in record.rows:
+        cells = [
+            Cell(number(row.tokens_per_s, ".1f"), interval(row.tokens_per_s_ci, ".1f")),
+            Cell(number(row.ratio_to_plain), interval(row.ratio_ci)),
+            *texts(
+                [
+                    number(row.accepted_length),
+                    number(row.equal_texts, ".0%"),
+                    number(row.largest_gap, ".4f"),
+                    NOTHING if row.prompts is None else str(row.prompts),
+                ]
+            ),
+        ]
+        rows.append([Cell(row.label), Cell(row.missing or row.version or NOTHING), *cells])
+    head = ["peer", "version, or why it is missing", "tokens/s", "over dspark off"]
+    head += ["accepted_length", "texts equal", "largest logit gap", "prompts"]
+    return Table(f"Peers, {file}", head, rows, names=2)

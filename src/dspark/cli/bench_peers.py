@@ -1,0 +1,210 @@
+"""`dspark bench peers`: this engine beside other ways to run the same target."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DraftersOption,
+    DtypeOption,
+    TargetOption,
+    ThreadsOption,
+    check_writable,
+    load_models,
+    load_tables,
+    named_drafter,
+)
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from dspark.core import SamplingParams
+    from dspark.evaluation.peers import Peer
+    from dspark.models.target import Target
+
+
+def command(
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DraftersOption = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of every drafter, or one for each in their order; repeatable. Default: fixed:4, "
+            "or the whole block of a shorter one.",
+            metavar="NAME",
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=2, help="Prompts in all, spread over the domains; the first warms up."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 128,
+    gguf: Annotated[
+        Path | None, typer.Option(help="The target as a GGUF file, for llama-cpp-python.")
+    ] = None,
+    llama_server: Annotated[
+        str | None, typer.Option(help="Address of a llama.cpp server that runs the target.")
+    ] = None,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here (dspark.peers/1).")
+    ] = None,
+) -> None:
+    """Time this engine and other programs on the same prompts, greedy, in turn.
+
+    A program that is not there is listed as missing. llama.cpp's server runs on threads of its own
+    choice: start it with as many.
+
+    Examples:
+
+        dspark bench peers --limit 20 --json results/peers.json
+
+        dspark bench peers --drafter dspark --drafter mtp --policy fixed:4 --policy fixed:1
+        --gguf model-q8_0.gguf --llama-server http://127.0.0.1:8080
+    """
+    if json_file is not None:
+        check_writable(json_file)
+    places = [named_drafter(text, target) for text in drafter or [DEFAULT_DRAFTER]]
+    policies = _policies(policy or [], len(places))
+    from dspark.artifacts import provenance, write_artifact
+    from dspark.core import SamplingParams
+    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.evaluation import llama_cpp, peers
+    from dspark.models.target import portable_name
+
+    if llama_server is not None:
+        llama_cpp.check_url(llama_server)  # before a model is loaded
+    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
+    prompts = spread(prompts, limit or len(prompts))
+    model, _ = load_models(target, "none", dtype, threads)
+    ids = [model.encode_messages(p.messages) for p in prompts]
+    room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
+    others = [llama_cpp.bindings(gguf, model, room, _threads()), llama_cpp.server(llama_server)]
+    found = [*_own(model, places, policies, room), *_transformers(target, dtype, model), *others]
+    rows = _run(model, found, ids, SamplingParams(max_new_tokens=max_new_tokens))
+    facts = {
+        "target": portable_name(target),
+        "dtype": dtype,
+        "threads": _threads(),
+        "max_new_tokens": max_new_tokens,
+        "llama": "; ".join(peer.note for peer in found if peer.note) or None,
+        "rows": rows,
+    }
+    console = Console(highlight=False)
+    console.print(table(facts))
+    for row in rows:
+        if row["missing"]:
+            console.print(
+                f"missing: {row['label']}: {row['missing']}", markup=False, soft_wrap=True
+            )
+    if json_file is not None:
+        inputs = [*(folder for _, folder in places), *([] if gguf is None else [gguf])]
+        record = provenance("dspark bench peers", {}, inputs)
+        write_artifact(json_file, peers.SCHEMA, facts, record)
+
+
+def _policies(names: list[str], count: int) -> list[str | None]:
+    """One policy a drafter; None for the usual one.
+
+    Raises:
+        ConfigError: there are neither none, one nor as many as drafters.
+    """
+    if len(names) not in (0, 1, count):
+        fix = "Give one for all, or one for each in their order"
+        found = f"{len(names)} for {count} drafters"
+        raise ConfigError("--policy does not match the drafters", found=found, fix=fix)
+    if len(names) == 1:
+        return [names[0]] * count
+    return [*names] or [None] * count
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _own(
+    model: Target, places: list[tuple[str | None, Path]], policies: list[str | None], room: int
+) -> list[Peer]:
+    """This engine, plain and with each drafter."""
+    from dspark.evaluation import peers
+    from dspark.evaluation.cells import check_distinct, load_contender
+
+    contenders = [load_contender(folder, model, label) for label, folder in places]
+    check_distinct("drafters", [c.label for c in contenders], "Name them: --drafter NAME=PATH")
+    drafted = [
+        peers.drafted_peer(model, contender, room, policy, load_tables(policy, model, str(folder)))
+        for contender, policy, (_, folder) in zip(contenders, policies, places, strict=True)
+    ]
+    return [peers.plain_peer(model, room), *drafted]
+
+
+def _transformers(target: str, dtype: str, model: Target) -> list[Peer]:
+    from dspark.evaluation.peers import transformers_peers
+    from dspark.models.target import load_module
+
+    return transformers_peers(load_module(target, dtype, str(model.device))[0], model)
+
+
+def _run(
+    model: Target, found: list[Peer], ids: list[list[int]], params: SamplingParams
+) -> list[dict[str, Any]]:
+    """`peers.run` with a bar on standard error."""
+    from dspark.evaluation import peers
+
+    with Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=len(ids))
+
+        def show(peer: str, done: int, all_: int) -> None:
+            bar.update(task, completed=done, description=f"prompt {done + 1}/{all_}, {peer}")
+
+        return peers.run(model, found, ids, params, show)
+
+
+def table(facts: dict[str, Any]) -> Table:
+    """The figures of the peers that are there as a table."""
+    title = f"{facts['target']}, {facts['dtype']}, {facts['threads']} threads, greedy"
+    shown = Table(title=escape(title))
+    for heading in ("peer", "version"):
+        shown.add_column(heading)
+    for heading in ("tokens/s", "over plain", "accepted_length", "texts equal", "logit gap"):
+        shown.add_column(heading, justify="right")
+    for row in facts["rows"]:
+        if row["missing"]:
+            continue
+        shown.add_row(
+            escape(row["label"]),
+            escape(row["version"]),
+            _with_interval(row["tokens_per_s"], row["tokens_per_s_ci"], ".1f"),
+            _with_interval(row["ratio_to_plain"], row["ratio_ci"], ".2f"),
+            "-" if row["accepted_length"] is None else f"{row['accepted_length']:.2f}",
+            f"{row['equal_texts']:.0%}",
+            "-" if row["largest_gap"] is None else f"{row['largest_gap']:.4f}",
+        )
+    return shown
+
+
+def _with_interval(value: float, ends: list[float], form: str) -> str:
+    low, high = (format(end, form) for end in ends)
+    return f"{value:{form}} ({low} to {high})"
