@@ -25,6 +25,7 @@ VERBS = {
     "doctor": "Show what this machine offers and what is in place.",
     "demo": "Answer bundled prompts with and without the drafter.",
     "generate": "Answer one prompt.",
+    "serve": "Answer over HTTP, compatible with OpenAI's API.",
     "regenerate": "Let the target answer a file of prompts, to train on.",
     "store": "Keep the target's hidden states on disk, for training runs to read.",
     "train": "Train a drafter.",

@@ -1,0 +1,189 @@
+"""`dspark serve`: the engine behind the API that clients already speak."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DrafterOption,
+    DtypeOption,
+    PolicyOption,
+    TargetOption,
+    ThreadsOption,
+    find_drafter,
+    load_models,
+    load_tables,
+)
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
+
+if TYPE_CHECKING:
+    from dspark.engine.adaptive import PolicyTables
+    from dspark.tables.calibration import CalibrationTable
+
+FIXED_LENGTH = 4  # of the policy where nobody measured this machine
+
+
+def command(
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = DEFAULT_DRAFTER,
+    policy: PolicyOption = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 16,
+    max_len: Annotated[
+        int, typer.Option(min=2, help="Longest text in tokens, prompt included.")
+    ] = 2048,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Requests that may wait; more are refused with 429.")
+    ] = Settings.max_queue,
+    max_body: Annotated[
+        int, typer.Option(min=1, help="Largest request body in bytes.")
+    ] = Settings.max_body,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that one request may take.")
+    ] = Settings.timeout_s,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that running answers get when it is stopped.")
+    ] = Settings.grace_s,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help=f"File with one API key a line; also read from {KEYS_VARIABLE}."),
+    ] = None,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="/metrics needs no API key.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Origin whose pages may call the server; repeatable."),
+    ] = None,
+    recalibrate: Annotated[
+        bool,
+        typer.Option("--recalibrate", help="Refit the confidences when they drift."),
+    ] = False,
+    drift_limit: Annotated[
+        float, typer.Option(min=0, max=1, help="Mean calibration error that counts as drift.")
+    ] = Settings.drift_limit,
+    drift_window: Annotated[
+        int, typer.Option(min=100, help="Rounds that drift is measured over.")
+    ] = Settings.drift_window,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")
+    ] = False,
+) -> None:
+    """Serve the target over HTTP, compatible with OpenAI's API, with a page at /.
+
+    Without --policy it is causal where `dspark profile` has measured this machine, and fixed:4
+    elsewhere. Ctrl-C or SIGTERM stops it; running answers may finish.
+
+    Examples:
+
+        dspark serve
+
+        dspark serve --port 9000 --policy causal --recalibrate
+
+        dspark serve --host 0.0.0.0 --api-key-file keys.txt --max-queue 64
+    """
+    try:
+        from dspark.server.run import Server, bind, url_of
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "Serving needs packages that are not installed",
+            found=f"no {error.name}",
+            fix="Install them with: pip install 'dspark[serve]'",
+        ) from error
+    from dspark.engine.engine import Engine
+    from dspark.models.target import portable_name
+    from dspark.server.app import create_app
+
+    settings = Settings(
+        model=portable_name(target),
+        max_queue=max_queue,
+        max_body=max_body,
+        timeout_s=timeout,
+        grace_s=grace,
+        api_keys=read_api_keys(api_key_file),
+        open_metrics=open_metrics,
+        cors_origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+        recalibrate=recalibrate,
+        drift_limit=drift_limit,
+        drift_window=drift_window,
+    )
+    with bind(host, port) as listening:
+        model, draft_model = load_models(target, drafter, dtype, threads)
+        policy, tables = _policy(policy, model, draft_model, drafter)
+        calibration = _calibration(tables, model, drafter)
+        engine = Engine(model, draft_model, policy, slots=slots, max_len=max_len, tables=tables)
+        app = create_app(engine, settings, calibration)
+        url = url_of(listening)
+        if not settings.api_keys and not listening.getsockname()[0].startswith(("127.", "::1")):
+            _note("anybody who reaches this address can use the server; --api-key-file limits it")
+        _log_to_stderr()
+        Server(app, lambda: _ready(url, settings)).run(sockets=[listening])
+
+
+def _policy(
+    name: str | None, target: Any, drafter: Any, drafter_name: str
+) -> tuple[str, PolicyTables | None]:
+    """The policy asked for, or the best that is known to work here, with its tables."""
+    if name is not None:
+        return name, load_tables(name, target, drafter_name)
+    if drafter is None:
+        return "off", None
+    if drafter.config.confidence_head:
+        try:
+            return "causal", load_tables("causal", target, drafter_name)
+        except ConfigError:
+            pass
+    name = f"fixed:{min(FIXED_LENGTH, drafter.config.block_size)}"
+    if drafter.config.confidence_head:
+        _note(f"policy {name}; after `dspark profile` with these models it is causal")
+    return name, None
+
+
+def _calibration(
+    tables: PolicyTables | None, target: Any, drafter_name: str
+) -> CalibrationTable | None:
+    """The drafter's table, also where the policy makes no use of it: drift is shown anyway."""
+    from dspark.profiling.costs import cost_key
+    from dspark.tables.calibration import FILE, CalibrationTable
+
+    if tables is not None:
+        return tables.calibration
+    folder = find_drafter(drafter_name, target.name)
+    if folder is None or not (folder / FILE).exists():
+        return None
+    return CalibrationTable.load(folder / FILE, sha256=cost_key(target, folder).drafter)
+
+
+def _ready(url: str, settings: Settings) -> None:
+    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
+    body = f'{{"model": "{settings.model}", "messages": '
+    body += '[{"role": "user", "content": "Why is the sky blue?"}]}'
+    print(f"serving {settings.model} at {url}; try:")
+    print(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'")
+    sys.stdout.flush()
+
+
+def _note(line: str) -> None:
+    print(f"dspark: note: {line}", file=sys.stderr)
+
+
+def _log_to_stderr() -> None:
+    """The server's own lines; of libraries only warnings."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s"
+    )
+    logging.getLogger("dspark").setLevel(logging.INFO)

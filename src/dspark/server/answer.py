@@ -1,0 +1,145 @@
+"""One answer under way: the engine's steps in, text that may be shown out, and its counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field
+from time import perf_counter
+from typing import Any
+
+from dspark.core import FinishReason, RoundRecord, StepOutput
+from dspark.engine.async_engine import Stream
+from dspark.models.detokenize import TextStream
+from dspark.server.errors import stopping
+from dspark.server.metrics import Metrics
+from dspark.server.text import StopStrings, Token
+
+Emit = Callable[["Piece"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one engine step adds to one answer.
+
+    Attributes:
+        index: of the answer among those of its request.
+        made: tokens of the step, up to the one that completes a stop string.
+        shown: tokens whose text may be shown now, held back ones of earlier steps included.
+        record: of the round; None for what follows the prompt.
+        finish: why the answer ends here, in OpenAI's words; None where it goes on.
+    """
+
+    index: int
+    made: list[Token]
+    shown: list[Token]
+    record: RoundRecord | None
+    finish: str | None
+
+    @property
+    def text(self) -> str:
+        """The text that may be shown now."""
+        return "".join(token.text for token in self.shown)
+
+
+@dataclass(slots=True)
+class Counts:
+    """Figures of answers: tokens, and of their rounds the sums."""
+
+    tokens: int = 0
+    rounds: int = 0
+    committed: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Counts(*(mine + theirs for mine, theirs in pairs))
+
+
+@dataclass(slots=True)
+class Answer:
+    """One sample of one prompt.
+
+    Attributes:
+        index: among the answers of the request.
+        outputs: the engine's stream; leaving it cancels the request.
+        tokenizer: the target's.
+        stops: strings that end the text and are not part of it.
+        metrics: hears of tokens.
+        pieces: those handed over.
+        finish: why it ended, in OpenAI's words; None while it runs, and where it never ended.
+    """
+
+    index: int
+    outputs: Stream
+    tokenizer: Any
+    stops: Sequence[str]
+    metrics: Metrics
+    counts: Counts = field(default_factory=Counts)
+    pieces: list[Piece] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def text(self) -> str:
+        """All that was shown."""
+        return "".join(piece.text for piece in self.pieces)
+
+    async def run(self, emit: Emit) -> None:
+        """Hand over pieces until the answer is complete.
+
+        Raises:
+            ApiError: the server stops.
+            EngineError: the engine failed.
+        """
+        text, filter_, last = TextStream(self.tokenizer), StopStrings(self.stops), perf_counter()
+        async for output in self.outputs:
+            now = perf_counter()
+            if output.token_ids:
+                self.metrics.tokens_came(len(output.token_ids), now - last, not self.counts.tokens)
+                last = now
+            self.pieces.append(self._take(output, text, filter_))
+            emit(self.pieces[-1])
+            if self.finish is not None:
+                await self.outputs.aclose()
+                return
+
+    def _take(self, output: StepOutput, text: TextStream, filter_: StopStrings) -> Piece:
+        made: list[Token] = []
+        shown: list[Token] = []
+        stopped = False
+        for token in self._tokens(output, text):
+            now, stopped = filter_.push(token)
+            made.append(token)
+            shown += now
+            if stopped:
+                break
+        self.counts += _counts(len(made), output.record)
+        if stopped:
+            self.finish = "stop"
+        elif output.finished:
+            if output.request.finish is FinishReason.CANCELLED:
+                raise stopping()
+            shown += filter_.flush()
+            assert output.request.finish is not None
+            self.finish = output.request.finish.value
+        return Piece(self.index, made, shown, output.record, self.finish)
+
+    def _tokens(self, output: StepOutput, text: TextStream) -> list[Token]:
+        """The step's tokens with the text that each completes; the last of all gets the rest."""
+        count = len(output.token_ids)
+        tokens = []
+        for i, (token_id, kind) in enumerate(zip(output.token_ids, output.kinds, strict=True)):
+            words = text.push(token_id)
+            if output.finished and i == count - 1:
+                words += text.rest()
+            tokens.append(
+                Token(token_id, words, kind, output.logprobs[i] if output.logprobs else None)
+            )
+        return tokens
+
+
+def _counts(tokens: int, record: RoundRecord | None) -> Counts:
+    if record is None:
+        return Counts(tokens)
+    return Counts(tokens, 1, record.committed, record.drafted, record.verified, record.accepted)

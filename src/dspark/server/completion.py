@@ -1,0 +1,136 @@
+"""From a request's prompts to its answers, all of them asked of the engine at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from time import perf_counter
+from typing import Any
+
+from dspark.engine.async_engine import Stream
+from dspark.errors import DSparkError
+from dspark.server.answer import Answer, Counts, Piece
+from dspark.server.errors import to_api_error
+from dspark.server.schema import ChatRequest, CompletionRequest
+from dspark.server.service import Service
+
+_log = logging.getLogger("dspark.server")
+
+
+class Completion:
+    """The answers to one HTTP request, made by `start`.
+
+    They run from then until `close`, which must be called.
+
+    Attributes:
+        answers: to the first prompt, then to the second, and so on.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        prompts: Sequence[list[int]],
+        streams: Sequence[Stream],
+        stops: Sequence[str],
+    ) -> None:
+        self._service, self._prompts = service, prompts
+        self._start = perf_counter()
+        self._deadline = asyncio.get_running_loop().time() + service.settings.timeout_s
+        self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self._unfinished = "cancelled"  # how answers ended that did not end by themselves
+        tokenizer, metrics = service.target.tokenizer, service.monitor.metrics
+        self.answers = [
+            Answer(i, stream, tokenizer, stops, metrics) for i, stream in enumerate(streams)
+        ]
+        self._tasks = [asyncio.create_task(self._run(answer)) for answer in self.answers]
+
+    @classmethod
+    async def start(cls, service: Service, body: ChatRequest | CompletionRequest) -> Completion:
+        """Ask the engine for all answers at once.
+
+        Raises:
+            ApiError, RequestError, QueueFullError, EngineError: the request cannot be served;
+                nothing of it runs then.
+        """
+        prompts = await service.encode(body)
+        params = service.params(body)
+        streams: list[Stream] = []
+        try:
+            for ids in prompts:
+                for sample in range(body.answers):
+                    streams.append(service.engine.stream(ids, params, sample))
+        except DSparkError:
+            for stream in streams:
+                await stream.aclose()
+            raise
+        return cls(service, prompts, streams, body.stops)
+
+    async def pieces(self) -> AsyncGenerator[Piece]:
+        """Pieces of all answers as they come.
+
+        Raises:
+            ApiError: an answer failed, the server stops, or the time is up.
+        """
+        unfinished = len(self.answers)
+        while unfinished:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    piece = await self._pieces.get()
+                if isinstance(piece, Exception):
+                    raise piece
+            except Exception as error:
+                self._unfinished = "timeout" if isinstance(error, TimeoutError) else "error"
+                raise to_api_error(error) from error
+            unfinished -= piece.finish is not None
+            yield piece
+
+    async def close(self) -> None:
+        """End what still runs, and note how everything ended."""
+        for answer, task in zip(self.answers, self._tasks, strict=True):
+            task.cancel()
+            await answer.outputs.aclose()
+        seconds = perf_counter() - self._start
+        reasons = [answer.finish or self._unfinished for answer in self.answers]
+        for reason in reasons:
+            self._service.monitor.metrics.answer_ended(reason, seconds)
+        line = "%s: %d prompt tokens, %d tokens, %.2f s"
+        _log.info(line, ", ".join(reasons), self.prompt_tokens, self.counts.tokens, seconds)
+        if self._service.settings.log_prompts:
+            for ids in self._prompts:
+                _log.info("prompt: %r", self._service.target.tokenizer.decode(ids))
+            for answer in self.answers:
+                _log.info("answer: %r", answer.text)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts; several answers to one do not make it more."""
+        return sum(map(len, self._prompts))
+
+    @property
+    def counts(self) -> Counts:
+        """Sums over all answers."""
+        return sum((answer.counts for answer in self.answers), Counts())
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object, with what speculation did."""
+        counts = self.counts
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": counts.tokens,
+            "total_tokens": self.prompt_tokens + counts.tokens,
+            "speculative": {
+                "drafted": counts.drafted,
+                "verified": counts.verified,
+                "accepted": counts.accepted,
+                "accepted_length": counts.committed / counts.rounds if counts.rounds else None,
+            },
+        }
+
+    async def _run(self, answer: Answer) -> None:
+        try:
+            await answer.run(self._pieces.put_nowait)
+        except Exception as error:
+            if to_api_error(error).status == 500:
+                _log.exception("A request failed")
+            self._pieces.put_nowait(error)

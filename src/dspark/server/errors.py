@@ -1,0 +1,153 @@
+"""Errors as OpenAI's clients expect them: `{"error": {message, type, param, code}}`.
+
+What a client is told never holds a stack trace, a path of this machine or another's prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from dspark.errors import DSparkError, EngineError, QueueFullError, RequestError
+
+RETRY_AFTER_S = 1
+_WORDS = {
+    400: "The body cannot be read",
+    404: "There is nothing at this address",
+    405: "This address does not take that method",
+}
+# Parts of a location that pydantic adds for the branches of a union.
+_BRANCH = re.compile(r"(constrained-)?(str|int|float|bool|list)|[\w-]+\[.*", re.DOTALL)
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong with a request."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not 2xx."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An answer that says no.
+
+    Args:
+        status: of HTTP.
+        message: for the person who reads it.
+        kind: OpenAI's word for the family of the error; "server_error" from 500 on.
+        param: the field that is wrong.
+        code: OpenAI's word for the case, for programs.
+        headers: to send with it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, headers
+        kind = "server_error" if status >= 500 else kind
+        # What a client sent may be no text that can be written down.
+        message, param = _writable(message), None if param is None else _writable(param)
+        self.detail = ErrorDetail(message=message, type=kind, param=param, code=code)
+
+    def body(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"error": self.detail.model_dump()}
+
+    def response(self) -> JSONResponse:
+        """As an answer."""
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def refusal(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be served as it stands."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def stopping() -> ApiError:
+    """503: the server is on its way out."""
+    return ApiError(503, "The server is shutting down", code="shutting_down")
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """The answer to whatever went wrong while a request was served."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
+        text = "Too many requests are waiting; try again in a moment"
+        return ApiError(429, text, kind="rate_limit_error", code="queue_full", headers=headers)
+    if isinstance(error, RequestError):
+        return refusal(str(error))
+    if isinstance(error, EngineError):  # its words are for the operator
+        return ApiError(503, "The engine could not answer", code="engine_error")
+    if isinstance(error, TimeoutError):
+        return ApiError(504, "The request took too long and was ended", code="timeout")
+    return ApiError(500, "The server made a mistake; its log has the details", code="internal")
+
+
+def from_validation(errors: Sequence[Any]) -> ApiError:
+    """400 for a body that does not fit its model; the most specific complaint is told."""
+    error = max(errors, key=lambda found: len(found["loc"]))
+    place = [part for part in error["loc"][1:] if not _is_branch(part)]
+    if error["type"] == "json_invalid":
+        return refusal("The body is not JSON")
+    if not place:
+        return refusal("The body must be a JSON object in UTF-8, sent as application/json")
+    param = str(place[0])
+    for part in place[1:]:
+        param += f"[{part}]" if isinstance(part, int) else f".{part}"
+    if error["type"] == "extra_forbidden":
+        return refusal(f"Unknown field: {param[:100]}", param[:100], "unknown_field")
+    words = str(error["msg"]).removeprefix("Value error, ")
+    return refusal(f"{param}: {words}", param)
+
+
+def _is_branch(part: str | int) -> bool:
+    return isinstance(part, str) and _BRANCH.fullmatch(part) is not None
+
+
+def install(app: FastAPI) -> None:
+    """Let every error leave the app in OpenAI's shape."""
+
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return to_api_error(error).response()
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return from_validation(error.errors()).response()
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        words = _WORDS.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, words, headers=error.headers).response()
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    for kind in (ApiError, DSparkError, TimeoutError, Exception):
+        app.add_exception_handler(kind, answer)

@@ -1,0 +1,89 @@
+"""Answers that follow a JSON schema, by llguidance: the masks behind `response_format`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance.hf
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from dspark.errors import EngineError, RequestError
+from dspark.models.target import Target
+
+
+class JsonGrammars:
+    """Compiles schemas for one target."""
+
+    def __init__(self, target: Target) -> None:
+        self._vocabulary = target.spec.vocab_size
+        self._stops = sorted(target.stop_ids)
+        self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(
+            target.tokenizer, n_vocab=self._vocabulary, eos_token=self._stops
+        )
+
+    def compile(self, schema: dict[str, Any]) -> JsonGrammar:
+        """The grammar of a JSON schema; takes up to a second for a large one.
+
+        Raises:
+            RequestError: the schema is none, or uses what the library does not know.
+        """
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+        except ValueError as error:
+            raise RequestError("The JSON schema cannot be read", found=error) from error
+        wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if wrong or matcher.is_error():
+            reason = told[0] if told else matcher.get_error()
+            raise RequestError(
+                "The JSON schema cannot be served",
+                found=" ".join(reason.split())[:300],
+                fix="Leave out the keyword it names",
+            )
+        return JsonGrammar(matcher, self._vocabulary, self._stops)
+
+
+class JsonGrammar:
+    """A compiled schema, shared by the answers that follow it (`core.Grammar`)."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int, stops: Sequence[int]) -> None:
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._ended_V = np.zeros(vocabulary, dtype=bool)
+        self._ended_V[list(stops)] = True
+
+    def start(self) -> JsonState:
+        return JsonState(self._matcher.deep_copy(), self._vocabulary, self._ended_V)
+
+
+class JsonState:
+    """How far one answer has come (`core.GrammarState`); used by one thread at a time."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int, ended_V: NDArray[np.bool_]) -> None:
+        self._matcher, self._vocabulary, self._ended_V = matcher, vocabulary, ended_V
+
+    def advance(self, ids: Sequence[int]) -> None:
+        """Take in committed tokens.
+
+        Raises:
+            EngineError: they are not allowed, which verification under the mask rules out.
+        """
+        if not self._matcher.is_stopped() and not self._matcher.consume_tokens(list(ids)):
+            raise EngineError("The grammar lost its answer", found=self._matcher.get_error())
+
+    def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_] | None:
+        """Tokens [V] that may follow the committed ones and ``ids``; None where those may not."""
+        taken = self._matcher.try_consume_tokens(list(ids)) if ids else 0
+        try:
+            if taken < len(ids):
+                return None
+            if self._matcher.is_stopped():  # only the end may come
+                return self._ended_V
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            return np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
+        finally:
+            if taken:
+                self._matcher.rollback(taken)

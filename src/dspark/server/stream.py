@@ -1,0 +1,98 @@
+"""Answers as server-sent events, and requests that end when their client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from dspark.server.completion import Completion
+from dspark.server.errors import ApiError
+from dspark.server.wire import Wire, dspark_of
+
+DONE = "data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """A completion as events; it ends with its client, and its completion with it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, completion: Completion, wire: Wire, *, usage: bool) -> None:
+        self._completion = completion
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events(completion, wire, usage=usage), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._completion.close()
+
+
+async def events(completion: Completion, wire: Wire, *, usage: bool) -> AsyncIterator[str]:
+    """The events of a completion: opening, pieces, endings, usage, done.
+
+    Args:
+        usage: end with a chunk that carries the usage; the others carry null.
+    """
+    nothing: dict[str, Any] = {"usage": None} if usage else {}
+    try:
+        for answer in completion.answers:
+            opening = wire.opening(answer.index)
+            if opening is not None:
+                yield event(wire.chunk([opening], **nothing))
+        async with aclosing(completion.pieces()) as pieces:
+            async for piece in pieces:
+                told = {"dspark": dspark_of(piece)} if wire.tokens and piece.made else {}
+                if piece.shown or told:
+                    yield event(wire.chunk([wire.delta(piece)], **nothing, **told))
+                if piece.finish is not None:
+                    yield event(wire.chunk([wire.closing(piece)], **nothing))
+        if usage:
+            yield event(wire.chunk([], usage=completion.usage()))
+    except ApiError as error:
+        yield f"event: error\n{event(error.body())}"
+    yield DONE
+
+
+def event(content: dict[str, Any]) -> str:
+    """One event; JSON has no line breaks of its own."""
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def whole(completion: Completion, wire: Wire, request: Request) -> Response:
+    """The complete answer; if the client goes away meanwhile, the work ends.
+
+    Raises:
+        ApiError: as `Completion.pieces`.
+    """
+    work = asyncio.create_task(_finished(completion))
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            return Response(status_code=499)  # nobody is there to read it
+        work.result()
+        return JSONResponse(wire.whole(completion.answers, completion.usage()))
+    finally:
+        work.cancel()
+        gone.cancel()
+        await completion.close()
+
+
+async def _finished(completion: Completion) -> None:
+    async with aclosing(completion.pieces()) as pieces:
+        async for _ in pieces:
+            pass
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

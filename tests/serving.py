@@ -1,0 +1,85 @@
+"""A server in a test: its requests, the shape of its errors, its events, and a real port."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+
+from dspark.server.run import Server, bind, url_of
+from dspark.server.service import Service
+
+MODEL = "tiny"
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def chat(text: str = "add the rain", **fields: Any) -> dict[str, Any]:
+    """A chat request's body."""
+    base = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 6}
+    return base | {"temperature": 0} | fields
+
+
+def text(prompt: Any = "the rain", **fields: Any) -> dict[str, Any]:
+    """A completion request's body."""
+    return {"model": MODEL, "prompt": prompt, "max_tokens": 8, "temperature": 0} | fields
+
+
+def refused(response: Any, status: int = 400) -> dict[str, Any]:
+    """The error of an answer that has OpenAI's shape and this status."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+def events(response: Any) -> list[dict[str, Any]]:
+    """Data of the events of a stream, which must end as streams do."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    blocks = response.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    return [json.loads(block.rpartition("data: ")[2]) for block in blocks[:-2]]
+
+
+def soon(fact: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether something comes true while other threads work."""
+    end = time.monotonic() + seconds
+    while not fact() and time.monotonic() < end:
+        time.sleep(0.01)
+    return fact()
+
+
+@dataclass
+class Live:
+    """A server on a real port."""
+
+    url: str
+    server: Server
+    service: Service
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[Live]:
+    """Run an app under uvicorn in a thread, and stop it in the end."""
+    socket = bind("127.0.0.1", 0)
+    ready = threading.Event()
+    server = Server(app, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield Live(url_of(socket), server, app.state.service)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        socket.close()
+        assert not thread.is_alive()
