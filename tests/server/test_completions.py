@@ -178,7 +178,7 @@ CHAT_INERT: list[tuple[str, list[Any], Any]] = [
     ("modalities", [None, ["text"]], ["text", "audio"]),
     ("prediction", [None], {"type": "content", "content": "x"}),
     ("reasoning_effort", [None, "none"], "high"),
-    ("response_format", [None, {"type": "text"}], {"type": "json_object"}),
+    ("response_format", [None, {"type": "text"}], {"type": "yaml"}),
     ("service_tier", [None, "auto", "default"], "priority"),
     ("tool_choice", [None, "none", "auto"], "required"),
     ("tools", [None, []], [{"type": "function", "function": {"name": "f"}}]),

@@ -54,7 +54,7 @@ class Completion:
                 nothing of it runs then.
         """
         prompts = await service.encode(body)
-        params = service.params(body)
+        params = await service.params(body)
         streams: list[Stream] = []
         try:
             for ids in prompts:

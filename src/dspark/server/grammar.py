@@ -14,9 +14,13 @@ from numpy.typing import NDArray
 from dspark.errors import EngineError, RequestError
 from dspark.models.target import Target
 
+MOST_KEPT = 64
+# As people write it. Free white space would let a model write nothing else for ever.
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 class JsonGrammars:
-    """Compiles schemas for one target."""
+    """Compiles schemas for one target, and keeps the latest ones."""
 
     def __init__(self, target: Target) -> None:
         self._vocabulary = target.spec.vocab_size
@@ -24,6 +28,7 @@ class JsonGrammars:
         self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(
             target.tokenizer, n_vocab=self._vocabulary, eos_token=self._stops
         )
+        self._kept: dict[str, JsonGrammar] = {}
 
     def compile(self, schema: dict[str, Any]) -> JsonGrammar:
         """The grammar of a JSON schema; takes up to a second for a large one.
@@ -31,8 +36,16 @@ class JsonGrammars:
         Raises:
             RequestError: the schema is none, or uses what the library does not know.
         """
+        text = json.dumps(schema)
+        if text not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[text] = self._compile(text)
+        return self._kept[text]
+
+    def _compile(self, text: str) -> JsonGrammar:
         try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            grammar = LLMatcher.grammar_from_json_schema(text, defaults=STYLE)
         except ValueError as error:
             raise RequestError("The JSON schema cannot be read", found=error) from error
         wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)

@@ -156,6 +156,39 @@ class CompletionFields(Strict):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(Strict):
+    """A named schema; `strict` changes nothing: the answer always follows it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    content: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[
+    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+]
+
+
 class ChatRequest(CompletionFields):
     """Body of `/v1/chat/completions`."""
 
@@ -178,7 +211,7 @@ class ChatRequest(CompletionFields):
     modalities: Annotated[Any, Inert((["text"],))] = None
     prediction: Annotated[Any, Inert()] = None
     reasoning_effort: Annotated[Any, Inert(("none",))] = None
-    response_format: Annotated[Any, Inert(({"type": "text"},))] = None
+    response_format: ResponseFormat | None = None
     service_tier: Annotated[Any, Inert(("auto", "default"))] = None
     tool_choice: Annotated[Any, Inert(("none", "auto"))] = None
     tools: Annotated[Any, Inert(([],))] = None
@@ -202,6 +235,13 @@ class ChatRequest(CompletionFields):
     def alternatives(self) -> int | None:
         """Log probabilities to list beside the chosen token's; None lists not even that."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """JSON schema that the answer must follow; None for any text."""
+        if isinstance(self.response_format, JsonSchemaFormat):
+            return self.response_format.json_schema.content
+        return {"type": "object"} if isinstance(self.response_format, JsonObjectFormat) else None
 
 
 class CompletionRequest(CompletionFields):

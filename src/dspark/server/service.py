@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from dspark.core import SamplingParams
+from dspark.core import Grammar, SamplingParams
 from dspark.engine.async_engine import AsyncEngine
 from dspark.errors import RequestError
 from dspark.models.target import Target
@@ -19,6 +20,9 @@ from dspark.server.errors import ApiError, refusal
 from dspark.server.monitor import Monitor
 from dspark.server.schema import ChatRequest, CompletionRequest
 from dspark.server.settings import Settings
+
+if TYPE_CHECKING:
+    from dspark.server.grammar import JsonGrammars
 
 Ids = list[int]
 
@@ -46,6 +50,7 @@ class Service:
     monitor: Monitor
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: bool = False
+    _grammars: JsonGrammars | None = None
     # One thread: a long prompt does not hold up the event loop, nor several the engine.
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "dspark-encode")
@@ -76,14 +81,23 @@ class Service:
             return [await loop.run_in_executor(self._encoder, self._chat_ids, body)]
         return await loop.run_in_executor(self._encoder, self._completion_ids, body)
 
-    def params(self, body: ChatRequest | CompletionRequest) -> SamplingParams:
-        """How to draw; what OpenAI's documents say holds where a request says nothing."""
+    async def params(self, body: ChatRequest | CompletionRequest) -> SamplingParams:
+        """How to draw; what OpenAI's documents say holds where a request says nothing.
+
+        Raises:
+            ApiError: the answer's schema cannot be served.
+        """
+        grammar, schema = None, body.answer_schema if isinstance(body, ChatRequest) else None
+        if schema is not None:
+            loop = asyncio.get_running_loop()
+            grammar = await loop.run_in_executor(self._encoder, self._grammar, schema)
         return SamplingParams(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_k=body.top_k or 0,
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=None if body.seed is None else body.seed % 2**63,
             max_new_tokens=body.limit or self.max_len,
+            grammar=grammar,
             logprobs=body.alternatives,
         )
 
@@ -95,6 +109,15 @@ class Service:
     def close(self) -> None:
         """Let the encoder's thread go."""
         self._encoder.shutdown(wait=False, cancel_futures=True)
+
+    def _grammar(self, schema: dict[str, Any]) -> Grammar:
+        """Compiled schemas are kept: clients send the same one again and again."""
+        if self._grammars is None:
+            from dspark.server.grammar import JsonGrammars  # seconds to load, for those who ask
+
+            self._grammars = JsonGrammars(self.target)
+        with _told_of("response_format"):
+            return self._grammars.compile(schema)
 
     def _chat_ids(self, body: ChatRequest) -> Ids:
         messages = [message.for_template() for message in body.messages]
