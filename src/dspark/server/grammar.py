@@ -91,9 +91,10 @@ class JsonState:
         """Tokens [V] that may follow the committed ones and ``ids``; None where those may not."""
         taken = self._matcher.try_consume_tokens(list(ids)) if ids else 0
         try:
-            if taken < len(ids):
+            stopped = self._matcher.is_stopped()
+            if not all(stopped and self._ended_V[token] for token in ids[taken:]):
                 return None
-            if self._matcher.is_stopped():  # only the end may come
+            if stopped:  # a draft may go on behind the end, with nothing but ends
                 return self._ended_V
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             return np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
