@@ -6,7 +6,7 @@ import { SPAN_S, acceptance, inWords, runs, scale, short, summary, ticks, totals
 
 const LEFT = 44; // pixels for tick labels
 const RIGHT = 10;
-const LABEL = 20; // above each panel
+const LABEL = 30; // above each panel, clear of the tick below the one before
 const AXIS = 38; // below the last panel
 const TICK_S = 60;
 
