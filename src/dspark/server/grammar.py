@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llguidance.hf
 import numpy as np
@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from dspark.errors import EngineError, RequestError
 from dspark.models.target import Target
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 MOST_KEPT = 64
 # As people write it. Free white space would let a model write nothing else for ever.
-STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+STYLE: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 
 
 class JsonGrammars:

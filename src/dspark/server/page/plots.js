@@ -137,7 +137,7 @@ function drawPanel(panel, points, x, rows, right) {
 function valueAxis(label, marks, y, right) {
   const top = y(marks.at(-1));
   return [
-    shape("text", { x: 0, y: top - 8, class: "axis-label" }, label),
+    shape("text", { x: 0, y: top - 12, class: "axis-label" }, label),
     ...marks.flatMap((mark) => [
       shape("line", { x1: LEFT, x2: right, y1: y(mark), y2: y(mark), class: "grid" }),
       shape("text", { x: LEFT - 6, y: y(mark) + 4, class: "tick end" }, short(mark)),
