@@ -113,6 +113,13 @@ def check_writable(path: Path) -> None:
         raise DataError(f"cannot write {path}", found=found, fix="Choose another place")
 
 
+def best_device() -> str:
+    """Where models run: on a GPU if torch sees one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # type: ignore[no-untyped-def]
     """The target and, unless ``drafter`` is "none", its drafter, ready to run.
 
@@ -129,8 +136,7 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
     if target not in KNOWN_TARGETS:
         resolve_target(target)  # a wrong target is the first thing to hear about
     folder = find_drafter(drafter, target)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_target(target, dtype, device)
+    model = load_target(target, dtype, best_device())
     return model, None if folder is None else load_drafter(folder, model)
 
 

@@ -69,12 +69,13 @@ def command(
 
     import torch
 
+    from dspark.cli.common import best_device
     from dspark.models.target import load_target
     from dspark.regeneration.regenerate import run
 
     if threads:
         torch.set_num_threads(threads)
-    model = load_target(target, dtype)
+    model = load_target(target, dtype, best_device())
     with _Bar(len(chosen), tokens) as bar:
         try:
             done = run(

@@ -27,8 +27,8 @@ from dspark.models.drafter import Drafter
 from dspark.models.kv_cache import Rows
 from dspark.models.target import Target
 
-# Logits shaped and drawn from together; few enough that the steps meet them in the CPU's cache.
-_CHUNK = 2**21
+# Logits shaped and drawn from together: on a CPU few enough that the steps meet them in its cache.
+_CHUNK = {"cpu": 2**21, "cuda": 2**26}
 
 
 # Requests, the target's probabilities [R, K + 1, V] (void beyond a verify length), drafts, verify
@@ -309,7 +309,7 @@ def _shaped(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Iterator[Ten
     temperature_N = torch.tensor([p.temperature for p in params])
     top_k_N = torch.tensor([p.top_k for p in params])
     top_p_N = torch.tensor([p.top_p for p in params], dtype=torch.float64)
-    rows = max(_CHUNK // logits_NV.shape[1], 1)
+    rows = max(_CHUNK[logits_NV.device.type] // logits_NV.shape[1], 1)
     for start in range(0, len(params), rows):
         part = slice(start, start + rows)
         yield probabilities(logits_NV[part], temperature_N[part], top_k_N[part], top_p_N[part])

@@ -191,7 +191,7 @@ def draft_loss(
     label_valid_AK: Tensor,
     weights: LossWeights,
     normaliser: float | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> DraftLoss:
     """The paper's loss over blocks of draft slots.
 
@@ -205,9 +205,13 @@ def draft_loss(
         label_valid_AK: slots that count.
         normaliser: Σ of position weights over the whole optimiser step (all micro-batches and
             ranks); by default this batch's own.
-        chunk: slots handled at once; bounds memory at a few chunk x V float32 tensors.
+        chunk: slots handled at once, which bounds memory at a few chunk x V float32 tensors; by
+            default 256 on a CPU, whose cache they should meet, and 2^26 / V elsewhere.
     """
     assert not (weights.ce and weights.soft), "one kind of cross-entropy at a time"
+    if chunk is None:
+        on_cpu = hidden_AKD.device.type == "cpu"
+        chunk = 256 if on_cpu else max(2**26 // len(teacher.head_VD), 256)
     weight_AK = position_weights(label_valid_AK, weights.decay)
     total_weight = float(weight_AK.sum()) if normaliser is None else normaliser
     weight_AK = weight_AK / max(total_weight, 1e-8)

@@ -24,7 +24,7 @@ from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
 from dspark.maths.sampling import choose
 from dspark.models.backbone import DraftAttention, DraftMLP
-from dspark.models.chain_attention import ChainAttention
+from dspark.models.chain_attention import chain_attention
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.family import RopeTable
 from dspark.models.kv_cache import CachedAttention, KVCache, Rows
@@ -128,7 +128,7 @@ class ChainDrafter(Drafter):
             self.shared.embed(batch.next_ids_T).to(dtype), self.entry(taps_TM)
         )
         cos, sin = rotary(batch.positions_T, self.rope, dtype)
-        attend = ChainAttention(batch, *attention.keys_values(first, cos, sin))
+        attend = chain_attention(batch, *attention.keys_values(first, cos, sin))
         queries = attention.queries(first[rows_Q], cos[rows_Q], sin[rows_Q])
         output = layer.finish(residual_TD[rows_Q], attend(queries))
         outputs = [output]

@@ -1,10 +1,11 @@
 """Attention of the training-time test: causal over the text, then each position's own chain.
 
 The query of position i at step j sees the step-0 keys of positions up to i and, of steps 1 to j,
-its own keys alone (algorithms: Eagle3).
+its own keys alone (algorithms: Eagle3). On a CPU queries go in blocks that skip what none of theirs
+sees; on a GPU all at once, padded.
 
-Suffixes: T rows of the context, Q rows that learn, H heads, P head_dim, G query heads a key-value
-head.
+Suffixes: S sequences, T rows of the context, Q rows that learn, W most of them in a sequence,
+J steps so far, H heads, P head_dim, G query heads a key-value head.
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dspark.models.padding import Rectangle, joint_attention
 from dspark.models.position_batch import PositionBatch
+
+
+def chain_attention(
+    batch: PositionBatch, k_THP: Tensor, v_THP: Tensor
+) -> ChainAttention | PaddedChainAttention:
+    """Attention of the training-time test in the form that suits the device.
+
+    Args:
+        batch: where sequences and learning rows lie.
+        k_THP, v_THP: step-0 keys and values of all rows.
+    """
+    kind = PaddedChainAttention if k_THP.device.type == "cuda" else ChainAttention
+    return kind(batch, k_THP, v_THP)
 
 
 class ChainAttention:
     """Calls as ``attend(queries)``; ``add_step`` brings the keys of the next step first.
 
     Args:
-        batch: where sequences and learning rows lie.
-        k_THP, v_THP: step-0 keys and values of all rows.
+        batch, k_THP, v_THP: as in :func:`chain_attention`.
         block: queries handled together; bounds the score matrix.
     """
 
@@ -82,3 +96,43 @@ def _unfold(x_HGNP: Tensor) -> Tensor:
     """[kv_heads, groups, N, P] to [N, heads · P]."""
     n = x_HGNP.shape[2]
     return x_HGNP.permute(2, 0, 1, 3).reshape(n, -1)
+
+
+class PaddedChainAttention:
+    """The same for all sequences in a few calls; as `chain_attention` says."""
+
+    def __init__(self, batch: PositionBatch, k_THP: Tensor, v_THP: Tensor) -> None:
+        device, dtype = k_THP.device, k_THP.dtype
+        context = Rectangle(batch.lengths, device)
+        self.rows = Rectangle([count for _, count in batch.learners], device)
+        self.keys = context.pad(k_THP).transpose(1, 2)
+        self.values = context.pad(v_THP).transpose(1, 2)
+        self.own: list[tuple[Tensor, Tensor]] = []
+        at_SW = self.rows.pad(batch.positions_T[batch.rows_Q])
+        hidden = torch.arange(context.width, device=device) > at_SW[..., None]
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        self.mask_SWT = mask.masked_fill_(hidden, float("-inf"))
+
+    def add_step(self, k_QHP: Tensor, v_QHP: Tensor) -> None:
+        """Keys and values of one more step, one row for each learning position."""
+        pads = [self.rows.pad(x).permute(0, 2, 1, 3) for x in (k_QHP, v_QHP)]
+        self.own.append((pads[0], pads[1]))  # [S, H, W, P] each
+
+    def __call__(self, q_QHP: Tensor) -> Tensor:
+        """Mixed values [Q, H · P] of the present step."""
+        kv_heads, size = self.keys.shape[1], q_QHP.shape[-1]
+        q = self.rows.pad(q_QHP.view(len(q_QHP), kv_heads, -1, size))
+        q_SHGWP = q.permute(0, 2, 3, 1, 4)
+        scale = size**-0.5
+        scores = [(q_SHGWP * keys[:, :, None]).sum(-1) for keys, _ in self.own]
+        own = q_SHGWP.new_empty(*q_SHGWP.shape[:-1], 0)
+        if scores:
+            own = torch.stack(scores, -1) * scale
+        mask = self.mask_SWT.repeat(1, q_SHGWP.shape[2], 1)
+        mixed, share = joint_attention(
+            q_SHGWP.flatten(2, 3), self.keys, self.values, mask, own.flatten(2, 3), scale
+        )
+        mixed, share = mixed.view(q_SHGWP.shape), share.view(own.shape)
+        for step, (_, values) in enumerate(self.own):
+            mixed = mixed + share[..., step, None] * values[:, :, None]
+        return self.rows.pack(mixed.permute(0, 3, 1, 2, 4)).reshape(len(q_QHP), -1)

@@ -19,7 +19,7 @@ from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
 from dspark.maths.sampling import choose
 from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.backbone import ParallelBackbone
-from dspark.models.block_attention import PackedBlockAttention
+from dspark.models.block_attention import block_attention
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.heads import ConfidenceHead, make_markov_head
 from dspark.models.kv_cache import CachedAttention, KVCache, Rows
@@ -76,7 +76,7 @@ class DSparkDrafter(Drafter):
         ids_AK = torch.full_like(labels_AK, self.mask_id)
         ids_AK[:, 0] = anchor_ids_A
         steps = torch.arange(size, device=taps_TM.device)
-        attend = PackedBlockAttention(context, lengths, anchors, size)
+        attend = block_attention(context, lengths, anchors, size)
         embedded = self.shared.embed(ids_AK.flatten()).to(taps_TM.dtype)
         hidden = self.backbone(embedded, (anchors_A[:, None] + steps).flatten(), attend)
         hidden_AKD = hidden.view(len(anchors_A), size, -1)

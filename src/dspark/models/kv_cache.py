@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dspark.models.layers import grouped_attention
+from dspark.models.padding import Rectangle
 
 
 class KVCache:
@@ -177,7 +178,8 @@ class CachedAttention:
 class PackedAttention:
     """Causal attention inside each of several whole sequences laid end to end; nothing is kept.
 
-    Queries go in blocks, so that keys after a block are never touched.
+    Queries go in blocks, so that keys after a block are never touched; on a GPU all sequences go at
+    once, padded, where no window cuts them.
 
     Args:
         lengths: tokens of each sequence, in row order.
@@ -194,10 +196,13 @@ class PackedAttention:
     ) -> None:
         self.lengths, self.windows, self.scale, self.block = lengths, windows, scale, block
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._rectangle: Rectangle | None = None
 
     def __call__(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
         """Attend within each sequence; returns [T, heads · P]."""
         window, start, outs = self.windows[layer], 0, []
+        if window is None and q_THP.device.type == "cuda":
+            return self._padded(q_THP, k_THP, v_THP)
         for length in self.lengths:
             for first in range(0, length, self.block):
                 last = min(first + self.block, length)
@@ -210,6 +215,16 @@ class PackedAttention:
                 )
             start += length
         return torch.cat(outs)
+
+    def _padded(self, *heads: Tensor) -> Tensor:
+        """All sequences in one call; no query looks at what stands behind a sequence's end."""
+        if self._rectangle is None:
+            self._rectangle = Rectangle(self.lengths, heads[0].device)
+        q, k, v = (self._rectangle.pad(x).transpose(1, 2) for x in heads)
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=self.scale, enable_gqa=True
+        )
+        return self._rectangle.pack(out.transpose(1, 2)).flatten(1)
 
     def _mask(self, before: int, rows: int, window: int | None, like: Tensor) -> Tensor:
         """Additive [rows, before + rows]: row i sees keys up to before + i, within the window."""
@@ -259,7 +274,11 @@ _CAN_FORGET = hasattr(mmap, "MADV_DONTNEED")
 
 def _split(rows: Rows, most: int = 4096) -> list[_Part]:
     """Parts of neighbouring requests with equal row counts and like lengths, few enough that
-    padding to the longest costs less than another call (``most`` cache positions, or 8)."""
+    padding to the longest costs less than another call (``most`` cache positions, or 8).
+
+    On a GPU any padding costs less.
+    """
+    on_gpu = rows.slots_T.device.type == "cuda"
     slots, counts = torch.unique_consecutive(rows.slots_T, return_counts=True)
     slots, counts = slots.tolist(), counts.tolist()
     ends = torch.tensor(counts).cumsum(0)
@@ -267,8 +286,10 @@ def _split(rows: Rows, most: int = 4096) -> list[_Part]:
     parts, begin, row = [], 0, 0
     for i in range(1, len(slots) + 1):
         if i < len(slots):
-            low, high = min(lengths[begin : i + 1]), max(lengths[begin : i + 1])
             joins = slots[i] == slots[i - 1] + 1 and counts[i] == counts[begin]
+            if joins and on_gpu:
+                continue
+            low, high = min(lengths[begin : i + 1]), max(lengths[begin : i + 1])
             small = i - begin < 8 or (i - begin) * high < most
             if joins and small and high < 2 * low + 16:
                 continue

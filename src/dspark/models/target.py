@@ -227,6 +227,9 @@ def load_target(name: str | Path, dtype: str = "bfloat16", device: str = "cpu") 
     """
     from dspark.models.hf_target import HFTarget
 
+    if torch.device(device).type == "cuda":
+        # cuDNN plans anew for every shape, which takes longer than the step of a small model.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     module, tokenizer = load_module(name, dtype, device)
     spec = spec_from_config(module.config)
     stop_ids = find_stop_ids(module, tokenizer)

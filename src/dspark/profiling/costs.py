@@ -84,6 +84,7 @@ def measure(
             batch = Batch([], running.decode[:requests])
             start = time.perf_counter()
             drafts = engine.runner.draft(batch)
+            _finish(target.device)
             drafted = time.perf_counter()
             for length in lengths:
                 before = time.perf_counter()
@@ -99,6 +100,12 @@ def measure(
         rising([(size, median(times)) for size, times in draft_s.items()]),
         context,
     )
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what is under way: calls to a GPU return before they are done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def sizes(users: int, block_size: int) -> Iterator[tuple[int, Sequence[int]]]:

@@ -63,13 +63,15 @@ class StateCache:
         lengths = [len(s) for s in sequences]
         out = []
         whole = last if taps is None else taps
+        # 64 x V float32 stays near a processor's cache; a GPU wants few calls.
+        rows_at_once = 64 if last.device.type == "cpu" else 4096
         pieces = zip(responses, last.split(lengths), whole.split(lengths), strict=True)
         for response, last_TD, whole_TM in pieces:
             first, taps_TM = len(response.prompt_ids), _own_memory(whole_TM)
             answer = taps_TM[first:] if taps is None else _own_memory(last_TD[first:])
             norms = [
                 torch.logsumexp(self.target.logits(rows).float(), -1)
-                for rows in answer.split(64)  # 64 x V float32 stays near the processor's cache
+                for rows in answer.split(rows_at_once)
             ]
             out.append(SequenceStates(taps_TM, answer, torch.cat(norms), first))
         return out

@@ -1,0 +1,85 @@
+"""On a GPU the same things come out as on a CPU. Skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dspark.core import SamplingParams
+from dspark.engine.engine import Engine
+from dspark.models.checkpoint import load_drafter
+from dspark.models.target import Target, load_target
+from dspark.training.trainer import Trainer
+from scripted import texts
+from tiny import tiny_home, tiny_recipe
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dspark": {"kind": "dspark", "confidence_head": True},
+    "gated": {"kind": "dspark", "markov_head_type": "gated", "draft_vocab_size": 100},
+    "rnn": {"kind": "dspark", "markov_head_type": "rnn"},
+    "dflash": {"kind": "dflash"},
+    "eagle3": {"kind": "eagle3"},
+    "mtp": {"kind": "mtp"},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def targets(home: Path) -> dict[str, Target]:
+    return {device: load_target(home / "target", "float32", device) for device in ("cpu", "cuda")}
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path, targets: dict[str, Target]) -> Path:
+    trainer = Trainer(
+        tiny_recipe(home, home / "run", drafter=KINDS["dspark"]), target=targets["cuda"]
+    )
+    trainer.run()
+    return trainer.out / "drafter"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_first_steps_of_training(
+    kind: str, home: Path, tmp_path: Path, targets: dict[str, Target]
+) -> None:
+    """The same losses, hence the same gradients: each step's loss follows from those before."""
+    curves = {}
+    for device, target in targets.items():
+        lines: list[dict[str, Any]] = []
+        recipe = tiny_recipe(
+            home, tmp_path / device, drafter=KINDS[kind], run={"steps": 6, "log_every": 1}
+        )
+        trainer = Trainer(recipe, lines.append, target=target)
+        assert trainer.drafter.device.type == device
+        trainer.run()
+        curves[device] = [line["loss"] for line in lines]
+    assert len(curves["cuda"]) >= 6
+    assert curves["cuda"] == pytest.approx(curves["cpu"], rel=2e-3)
+
+
+@pytest.mark.parametrize("policy", ["off", "fixed:3"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_same_texts(
+    policy: str, temperature: float, targets: dict[str, Target], trained: Path
+) -> None:
+    """Float32, uneven batches: the engine's words do not depend on the device."""
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(5, 150, (3 + 5 * n,), generator=draw).tolist() for n in range(7)]
+    params = SamplingParams(temperature=temperature, seed=3, max_new_tokens=24)
+    said = {}
+    for device, target in targets.items():
+        drafter = load_drafter(trained, target)
+        engine = Engine(target, drafter, policy, slots=4, max_len=96)
+        said[device] = texts(engine.generate(prompts, params))
+        assert policy == "off" or engine.stats.committed > engine.stats.steps
+    same = sum(a == b for a, b in zip(said["cpu"], said["cuda"], strict=True))
+    assert same >= 6, "rounding may turn one text"
