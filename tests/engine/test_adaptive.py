@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine.adaptive import (
     ADAPTIVE,
-    MEMORY,
-    PRIOR,
     PROBE_EVERY,
-    UNKNOWN_ACCEPTANCE,
     Causal,
     Pipelined,
     PolicyTables,
 )
 from dspark.engine.scheduler import parse_policy
+from dspark.engine.survival import MEMORY, PRIOR, UNKNOWN_ACCEPTANCE
 from dspark.errors import ConfigError
 from dspark.maths import admission
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
@@ -220,7 +218,7 @@ def test_the_past_scales_what_is_expected() -> None:
     policy, present = Causal(tables(), K), batch(GREEDY)
     [request] = present.decode
     promised = UNKNOWN_ACCEPTANCE + UNKNOWN_ACCEPTANCE**2
-    expected = lambda: policy._expected(present.decode)[0, 0] / UNKNOWN_ACCEPTANCE  # noqa: E731
+    expected = lambda: policy._expected(present.decode)[0][0] / UNKNOWN_ACCEPTANCE  # noqa: E731
     assert expected() == 1
     request.rounds = [record(K, 2, 0)]
     assert expected() == pytest.approx(PRIOR / (promised + PRIOR))
@@ -228,7 +226,8 @@ def test_the_past_scales_what_is_expected() -> None:
     assert expected() == pytest.approx(PRIOR / (promised + PRIOR))
     request.rounds = request.rounds + [record(K, 2, 2)] * 100
     assert expected() > 1.5
-    assert policy._expected(batch(SamplingParams(max_new_tokens=9)).decode).shape == (1, K)
+    [expected_K] = policy._expected(batch(SamplingParams(max_new_tokens=9)).decode)
+    assert len(expected_K) == K
 
 
 def test_a_draft_that_costs_too_much_is_not_made() -> None:
@@ -247,7 +246,6 @@ def test_requests_without_a_draft_count_in_the_plan() -> None:
 
 def test_seeded_company_counts_in_the_expected_tokens() -> None:
     """Their drafts are verified anyway: they raise τ and the cost alike."""
-    survival = np.array([[0.5, 0.25]])
-    seconds = 0.010 + 0.001 * np.arange(3)
-    assert admission.causal(survival, seconds).tolist() == [2]
-    assert admission.causal(survival, seconds, committed=9.0).tolist() == [0]
+    survival, seconds = [[0.5, 0.25]], [0.010, 0.011, 0.012]
+    assert admission.causal(survival, seconds) == [2]
+    assert admission.causal(survival, seconds, committed=9.0) == [0]

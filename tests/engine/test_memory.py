@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from dspark.errors import ConfigError, RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.hf_target import HFTarget
 from dspark.models.kv_cache import KVCache
+from dspark.models.layers import PackedLinear
 from dspark.models.target import Target, load_module, load_target
 from scripted import ScriptedDrafter, answer, random_drafter, texts
 
@@ -78,6 +80,21 @@ def test_a_cache_gives_the_memory_of_a_slot_back() -> None:
     for tensor in (*cache.keys, *cache.values):
         sums = tensor.view(3, -1).sum(1)
         assert sums.tolist() == [4096.0, 0.0, 4096.0]
+
+
+def test_kernels_of_many_sizes_do_not_pile_up() -> None:
+    """Every number of rows has a kernel of its own; 900 without a limit hold about 400 MiB."""
+    psutil = pytest.importorskip("psutil")
+    linear = PackedLinear(torch.ones(32, 32))
+    if not linear.packed:
+        pytest.skip("products are not oneDNN's here")
+    sizes = iter(range(1, 1000))
+    filled = []
+    for count in (300, 600):
+        for rows in islice(sizes, count):
+            linear(torch.ones(rows, 32))
+        filled.append(psutil.Process().memory_info().rss)
+    assert filled[1] - filled[0] < 64 * 2**20
 
 
 def test_a_budget_in_gib(target: Target, drafter: Drafter) -> None:

@@ -32,6 +32,19 @@ def test_calibrated_confidence() -> None:
     assert ENTRY.survival(np.zeros((0, 3))).shape == (0, 3)
 
 
+def test_one_request_in_plain_numbers() -> None:
+    entry = replace(ENTRY, temperatures=(1.5, 0.03, 1.0))
+    sure_NK = np.random.default_rng(0).random((200, 3))
+    sure_NK[:2] = [[0, 0, 1], [1, 1, 0]]
+    for sure_K in sure_NK.tolist():
+        for few in (1, 3):
+            plain_K = entry.survival_of(sure_K[:few])
+            assert plain_K == pytest.approx(entry.survival(sure_K[:few]).tolist(), rel=1e-12)
+    cold = replace(ENTRY, temperatures=(1e-9, 1.0, 1.0))
+    assert cold.survival_of([0.0, 1.0]) == pytest.approx([0.0, 0.0])
+    assert cold.survival_of([1.0]) == [1.0]
+
+
 def test_certainty_stays_finite() -> None:
     assert confidence_logits([0.0, 1.0]) == pytest.approx([-16.118, 16.118], abs=1e-3)
     calibrated = ENTRY.calibrated([0.0, 1.0, 1.0])

@@ -20,6 +20,7 @@ from dspark.cli.common import (
     load_models,
     load_tables,
 )
+from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
@@ -32,6 +33,7 @@ FIXED_LENGTH = 4  # of the policy where nobody measured this machine
 
 
 def command(
+    ctx: typer.Context,
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     policy: PolicyOption = None,
@@ -81,6 +83,24 @@ def command(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Serve on another engine: vllm, sglang or llama.cpp.", metavar="NAME"),
+    ] = None,
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="With --engine: print, do not start.")
+    ] = False,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="With --engine: GPUs to spread over, on all nodes together.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="With --engine: machines.")] = 1,
+    node_rank: Annotated[
+        int, typer.Option(min=0, help="With --engine: which machine this is, from 0.")
+    ] = 0,
+    head_address: Annotated[
+        str | None,
+        typer.Option(help="With --engine: where machines meet, node 0's HOST or HOST:PORT."),
+    ] = None,
 ) -> None:
     """Serve the target over HTTP, compatible with OpenAI's API, with a page at /.
 
@@ -94,7 +114,12 @@ def command(
         dspark serve --port 9000 --policy causal --recalibrate
 
         dspark serve --host 0.0.0.0 --api-key-file keys.txt --max-queue 64
+
+        dspark serve --engine vllm --tensor-parallel 2 --print-command
     """
+    if engine is not None:
+        return serve_elsewhere(ctx)
+    refuse_strays(ctx)
     try:
         from dspark.server.run import Server, bind, url_of
     except ModuleNotFoundError as error:
@@ -125,8 +150,8 @@ def command(
         model, draft_model = load_models(target, drafter, dtype, threads)
         policy, tables = _policy(policy, model, draft_model, drafter)
         calibration = _calibration(tables, model, drafter)
-        engine = Engine(model, draft_model, policy, slots=slots, max_len=max_len, tables=tables)
-        app = create_app(engine, settings, calibration)
+        ours = Engine(model, draft_model, policy, slots=slots, max_len=max_len, tables=tables)
+        app = create_app(ours, settings, calibration)
         url = url_of(listening)
         if not settings.api_keys and not listening.getsockname()[0].startswith(("127.", "::1")):
             _note("anybody who reaches this address can use the server; --api-key-file limits it")

@@ -3,6 +3,9 @@
 Both maximise expected throughput Θ = τ / (t_draft + t_verify) over the whole batch. Survival is
 calibrated where the drafter's table knows the request's way of sampling.
 
+What a step computes here is plain numbers: the forwards around it leave no cache warm, and then
+an array call costs more than all the numbers of a single user.
+
 Suffixes: R requests, K block slots, B batch tokens.
 """
 
@@ -12,31 +15,24 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import accumulate
+from operator import mul
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dspark.core import Batch, DraftBlock, Request, RoundRecord, SamplingParams
+from dspark.core import Batch, DraftBlock, Request, SamplingParams
 from dspark.engine.policies import Policy
+from dspark.engine.survival import Evidence, Survival, conditional, make_room, way
 from dspark.maths import admission
-from dspark.tables.calibration import CalibrationEntry, CalibrationTable, Key
+from dspark.tables.calibration import CalibrationTable, Key
 from dspark.tables.cost import CostTable, envelope
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Floats = Sequence[float]
 
-# Acceptance that stands for a drafter nobody calibrated, where a request has no history yet.
-UNKNOWN_ACCEPTANCE = 0.5
 MOST_TOKENS = 4096  # of a batch; round times are laid out up to here
-# Rounds that a request is judged by, and tokens that stand for them while it is young.
-MEMORY, PRIOR = 8, 2.0
 # Steps from probe to probe. All requests are probed in the same step, which costs less than each
 # at a time of its own: drafting for many takes little longer than for a few.
 PROBE_EVERY = 64
 # Weight of the newest confidences in the moving average that capacity is computed from.
 SMOOTHING = 0.3
-MOST_ENTRIES = 1024  # ways of sampling to remember; clients may think of any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +55,12 @@ class Adaptive(Policy):
 
     def __init__(self, tables: PolicyTables, block_size: int) -> None:
         self.tables, self.draft_len = tables, block_size
-        self.verify_s_B = tables.cost.verify_s(MOST_TOKENS)
+        self.verify_s_B: list[float] = tables.cost.verify_s(MOST_TOKENS).tolist()
         self._draft_s: list[float] = []
-        self._entries: dict[Key, CalibrationEntry | None] = {}
-        self._first = tables.calibration  # what fixed lengths hang on, whatever comes later
+        self._survival = Survival(tables.calibration, block_size)
+        self._first = self._survival  # what fixed lengths hang on, whatever comes later
         self._steady: dict[Key, int] = {}
-        self._means: dict[Key, Floats] = {}
-        self._evidence: dict[int, _Evidence] = {}  # of the requests of the last batch, by id
+        self._evidence: dict[int, Evidence] = {}  # of the requests of the last batch, by id
         self._turns = 0
 
     def use_calibration(self, table: CalibrationTable) -> None:
@@ -74,8 +69,7 @@ class Adaptive(Policy):
         Requests that keep their length keep the one of the first table: their texts reproduce.
         """
         self.tables = replace(self.tables, calibration=table)
-        self._entries.clear()
-        self._means.clear()
+        self._survival = Survival(table, self.draft_len)
 
     def wants(self, batch: Batch) -> Sequence[bool]:
         """Drafts for the requests whose past rounds say that it pays, and now and then a probe.
@@ -86,32 +80,38 @@ class Adaptive(Policy):
         requests = batch.decode
         self._turns += 1
         probe = self._turns % PROBE_EVERY == 0
-        expected_RK = self._expected(requests)
-        verify_s_B = self.verify_s_B[batch.prefill_rows + len(requests) :]
-        draft_s_R = self._draft_times(len(requests))
-        wanted_R = admission.worth_drafting(expected_RK, draft_s_R, verify_s_B)
+        wanted_R = admission.worth_drafting(
+            self._expected(requests),
+            self._draft_times(len(requests)),
+            self._verify_times(batch.prefill_rows + len(requests), len(requests)),
+        )
         return [
-            bool(pays) or probe or _keeps_length(request.params)
+            pays or probe or _keeps_length(request.params)
             for request, pays in zip(requests, wanted_R, strict=True)
         ]
 
-    def _expected(self, requests: Sequence[Request]) -> Floats:
+    def _expected(self, requests: Sequence[Request]) -> list[Floats]:
         """Survival [R, K] as each request's past rounds have it: the mean one, scaled."""
-        means = [self.mean_survival(request.params) for request in requests]
-        evidence = {}
-        for request, mean_K in zip(requests, means, strict=True):
-            known = self._evidence.get(request.id) or _Evidence()
-            known.take(request.rounds, mean_K)
-            evidence[request.id] = known
+        evidence: dict[int, Evidence] = {}
+        expected_RK: list[Floats] = []
+        for request in requests:
+            mean = self._survival.mean(request.params)
+            known = self._evidence.get(request.id) or Evidence()
+            known.take(request.rounds, mean)
+            ratio, evidence[request.id] = known.ratio, known
+            expected_RK.append([min(a * ratio, 1.0) for a in mean.survival_K])
         self._evidence = evidence
-        scale_R = np.array([known.ratio for known in evidence.values()])
-        return np.minimum(np.array(means) * scale_R[:, None], 1.0)
+        return expected_RK
 
-    def _draft_times(self, requests: int) -> Floats:
-        """Seconds of drafting for 0, 1, … requests."""
+    def _draft_times(self, requests: int) -> list[float]:
+        """Seconds of drafting for 0, 1, … requests, up to so many or more."""
         while len(self._draft_s) <= requests:
             self._draft_s.append(self.tables.cost.draft_s(len(self._draft_s)))
-        return np.array(self._draft_s[: requests + 1])
+        return self._draft_s
+
+    def _verify_times(self, rows: int, requests: int) -> list[float]:
+        """Seconds of the target's forward with 0, 1, … draft tokens of so many requests."""
+        return self.verify_s_B[rows : rows + requests * self.draft_len + 1]
 
     def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
         """Lengths that maximise Θ for the requests without a seed of their own.
@@ -121,30 +121,33 @@ class Adaptive(Policy):
         """
         assert drafts.confidence_RK is not None
         frame = self._frame(batch)
-        if len(frame.free):
-            chosen = [batch.decode[r] for r in frame.free]
-            confidence_RK = np.array(drafts.confidence_RK.tolist())[frame.free]
-            survival_RK = self._survival(chosen, confidence_RK)
-            frame.lengths_R[frame.free] = self.admit(chosen, survival_RK, frame)
-        return [int(length) for length in frame.lengths_R]
+        if frame.free:
+            chosen, sure_RK = [batch.decode[r] for r in frame.free], drafts.confidence_RK.tolist()
+            survival_RK = self._survival.of(chosen, [sure_RK[r] for r in frame.free])
+            admitted_R = self.admit(chosen, survival_RK, frame)
+            for r, length in zip(frame.free, admitted_R, strict=True):
+                frame.lengths_R[r] = length
+        return frame.lengths_R
 
     def _frame(self, batch: Batch) -> Frame:
         """What stands before the present drafts are looked at."""
         requests, committed = batch.decode, float(len(batch.plain) + len(batch.decode))
-        lengths_R = np.zeros(len(requests), dtype=np.int64)
-        free = []
+        lengths_R, free = [0] * len(requests), []
         for r, request in enumerate(requests):
             if _keeps_length(request.params):
                 lengths_R[r] = self.steady_length(request.params)
-                committed += float(self.mean_survival(request.params)[: lengths_R[r]].sum())
+                committed += self._survival.mean(request.params).tokens[lengths_R[r]]
             else:
                 free.append(r)
-        rows = batch.other_rows + len(requests) + int(lengths_R.sum())
-        draft_s = float(self._draft_times(len(requests))[-1])
-        return Frame(free, lengths_R, draft_s + self.verify_s_B[rows:], committed)
+        rows = batch.other_rows + len(requests) + sum(lengths_R)
+        draft_s = self._draft_times(len(requests))[len(requests)]
+        seconds_B = [draft_s + s for s in self._verify_times(rows, len(free))]
+        return Frame(free, lengths_R, seconds_B, committed)
 
     @abstractmethod
-    def admit(self, requests: Sequence[Request], survival_RK: Floats, frame: Frame) -> Ints:
+    def admit(
+        self, requests: Sequence[Request], survival_RK: Sequence[Floats], frame: Frame
+    ) -> list[int]:
         """Verify lengths of the requests that may have any.
 
         Args:
@@ -153,45 +156,14 @@ class Adaptive(Policy):
 
     def steady_length(self, params: SamplingParams) -> int:
         """The best fixed length for one request alone, from the first tables and nothing else."""
-        key = _key(params)
+        key = way(params)
         if key not in self._steady:
-            survival_K = self._mean_survival(nearest_entry(self._first, key))
-            tokens_K = 1 + np.concatenate([[0.0], np.cumsum(survival_K)])
-            seconds_K = self.tables.cost.draft_s(1) + self.verify_s_B[1 : 2 + self.draft_len]
-            _make_room(self._steady)
-            self._steady[key] = int(np.argmax(tokens_K / seconds_K))
+            draft_s = self.tables.cost.draft_s(1)
+            seconds_K = [draft_s + s for s in self._verify_times(1, 1)]
+            make_room(self._steady)
+            survival_K = self._first.mean(params).survival_K
+            self._steady[key] = admission.capacity([survival_K], seconds_K)
         return self._steady[key]
-
-    def mean_survival(self, params: SamplingParams) -> Floats:
-        """What survival is on average, [K]; for requests without history."""
-        key = _key(params)
-        if key not in self._means:
-            _make_room(self._means)
-            self._means[key] = self._mean_survival(self._entry(params))
-        return self._means[key]
-
-    def _mean_survival(self, entry: CalibrationEntry | None) -> Floats:
-        if entry is None:
-            return np.asarray(UNKNOWN_ACCEPTANCE ** np.arange(1.0, self.draft_len + 1))
-        return np.array(entry.mean_survival)
-
-    def _survival(self, requests: Sequence[Request], confidence_RK: Floats) -> Floats:
-        """Calibrated survival of the drafts, each by the entry for its way of sampling."""
-        places: dict[Key, list[int]] = {}
-        for r, request in enumerate(requests):
-            places.setdefault(_key(request.params), []).append(r)
-        survival_RK = np.empty_like(confidence_RK)
-        for rows in places.values():
-            entry, sure_RK = self._entry(requests[rows[0]].params), confidence_RK[rows]
-            survival_RK[rows] = entry.survival(sure_RK) if entry else np.cumprod(sure_RK, 1)
-        return survival_RK
-
-    def _entry(self, params: SamplingParams) -> CalibrationEntry | None:
-        key = _key(params)
-        if key not in self._entries:
-            _make_room(self._entries)
-            self._entries[key] = nearest_entry(self.tables.calibration, key)
-        return self._entries[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,36 +173,14 @@ class Frame:
     Attributes:
         free: places in the batch of the requests without a fixed length.
         lengths_R: verify lengths of the others; 0 for the free ones.
-        seconds_B: time of the whole round with 0, 1, … more rows.
+        seconds_B: time of the whole round with 0, 1, … draft tokens of the free ones.
         committed: tokens expected from the batch.
     """
 
     free: list[int]
-    lengths_R: Ints
-    seconds_B: Floats
+    lengths_R: list[int]
+    seconds_B: list[float]
     committed: float
-
-
-@dataclass(slots=True)
-class _Evidence:
-    """How many draft tokens of a request passed, against what the mean survival had promised."""
-
-    rounds: int = 0
-    accepted: float = 0.0
-    promised: float = 0.0
-
-    def take(self, records: Sequence[RoundRecord], mean_K: Floats) -> None:
-        """Count the rounds that are new; older ones fade."""
-        for record in records[self.rounds :]:
-            if record.verified:
-                fade = 1 - 1 / MEMORY
-                self.accepted = fade * self.accepted + record.accepted
-                self.promised = fade * self.promised + float(mean_K[: record.verified].sum())
-        self.rounds = len(records)
-
-    @property
-    def ratio(self) -> float:
-        return (self.accepted + PRIOR) / (self.promised + PRIOR)
 
 
 class Causal(Adaptive):
@@ -240,9 +190,11 @@ class Causal(Adaptive):
 
     def __init__(self, tables: PolicyTables, block_size: int) -> None:
         super().__init__(tables, block_size)
-        self.verify_s_B = envelope(self.verify_s_B)
+        self.verify_s_B = envelope(tables.cost.verify_s(MOST_TOKENS)).tolist()
 
-    def admit(self, requests: Sequence[Request], survival_RK: Floats, frame: Frame) -> Ints:
+    def admit(
+        self, requests: Sequence[Request], survival_RK: Sequence[Floats], frame: Frame
+    ) -> list[int]:
         return admission.causal(survival_RK, frame.seconds_B, frame.committed)
 
 
@@ -272,58 +224,36 @@ class Pipelined(Adaptive):
         self._capacity = self._capacity_for([batch.decode[r] for r in frame.free], frame)
         present = {request.id for request in (*batch.decode, *batch.plain)}
         self._average = {i: sure_K for i, sure_K in self._average.items() if i in present}
-        return max(min(self._capacity, self.draft_len), int(frame.lengths_R.max()), 1)
+        return max(min(self._capacity, self.draft_len), *frame.lengths_R, 1)
 
     def _capacity_for(self, requests: Sequence[Request], frame: Frame) -> int:
         if not requests:
             return 0
-        old = self._past[0]
-        sure_RK = self._averages(requests, old)
-        return admission.capacity(np.cumprod(sure_RK, 1), frame.seconds_B, frame.committed)
+        sure_RK = [self._known(request, self._past[0]) for request in requests]
+        survival_RK = [list(accumulate(sure_K, mul)) for sure_K in sure_RK]
+        return admission.capacity(survival_RK, frame.seconds_B, frame.committed)
 
-    def admit(self, requests: Sequence[Request], survival_RK: Floats, frame: Frame) -> Ints:
+    def admit(
+        self, requests: Sequence[Request], survival_RK: Sequence[Floats], frame: Frame
+    ) -> list[int]:
         count = self._capacity
         if count is None:  # asked without `steps`
             count = self._capacity_for(requests, frame)
         self._capacity = None
-        average_RK = self._averages(requests, self._average)
-        known_RK = average_RK[:, : survival_RK.shape[1]]  # slots that were not drafted stay
-        known_RK += self.smoothing * (_conditional(survival_RK) - known_RK)
-        self._average |= {r.id: sure_K for r, sure_K in zip(requests, average_RK, strict=True)}
+        for request, survival_K in zip(requests, survival_RK, strict=True):
+            old_K, sure_K = self._known(request, self._average), conditional(survival_K)
+            drafted = zip(old_K[: len(sure_K)], sure_K, strict=True)
+            new_K = [old + self.smoothing * (sure - old) for old, sure in drafted]
+            self._average[request.id] = [*new_K, *old_K[len(sure_K) :]]
         self._past.append(dict(self._average))
         return admission.top(survival_RK, count)
 
-    def _averages(self, requests: Sequence[Request], known: dict[int, Floats]) -> Floats:
-        """Conditional confidences [R, K] as remembered, or as they are on average."""
-        mean_RK = _conditional(np.array([self.mean_survival(r.params) for r in requests]))
-        for r, request in enumerate(requests):
-            if request.id in known:
-                mean_RK[r] = known[request.id]
-        return mean_RK
-
-
-def nearest_entry(table: CalibrationTable | None, key: Key) -> CalibrationEntry | None:
-    """A table's entry for a way of sampling, or the nearest in temperature; None without any."""
-    entries = () if table is None else table.entries
-    return min(entries, key=lambda e: (e.key != key, abs(e.temperature - key[0])), default=None)
+    def _known(self, request: Request, averages: dict[int, Floats]) -> Floats:
+        """Conditional confidences [K] as remembered, or as they are on average."""
+        return averages.get(request.id) or self._survival.mean(request.params).conditional_K
 
 
 ADAPTIVE: dict[str, type[Adaptive]] = {cls.name: cls for cls in (Causal, Pipelined)}
-
-
-def _conditional(survival_RK: Floats) -> Floats:
-    """c_k of each slot, given that the slots before it survive."""
-    before_RK = np.concatenate([np.ones_like(survival_RK[:, :1]), survival_RK[:, :-1]], 1)
-    return survival_RK / np.maximum(before_RK, 1e-12)
-
-
-def _make_room(remembered: dict[Key, Any]) -> None:
-    if len(remembered) >= MOST_ENTRIES:
-        remembered.clear()
-
-
-def _key(params: SamplingParams) -> Key:
-    return (params.temperature, params.top_p, params.top_k)
 
 
 def _keeps_length(params: SamplingParams) -> bool:

@@ -5,11 +5,20 @@ Suffixes: T packed rows, H heads, D hidden, P head_dim.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dspark.models.family import RopeTable
+
+# For every shape of a product oneDNN keeps the compiled kernel and PyTorch a description of it, a
+# quarter of a MiB each, and by default 1,024 of either: 400 MiB more in an engine whose steps are
+# of many sizes, filled over thousands of requests. A decoding user needs about 70 of them, and to
+# make one anew takes 0.3 ms. Both read their limit when they first run.
+for _limit in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_limit, "256")
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -36,8 +36,10 @@ class Completion:
     ) -> None:
         self._service, self._prompts = service, prompts
         self._start = perf_counter()
-        self._deadline = asyncio.get_running_loop().time() + service.settings.timeout_s
         self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        self._deadline = asyncio.get_running_loop().call_later(
+            service.settings.timeout_s, self._pieces.put_nowait, TimeoutError()
+        )
         self._unfinished = "cancelled"  # how answers ended that did not end by themselves
         tokenizer, metrics = service.target.tokenizer, service.monitor.metrics
         self.answers = [
@@ -75,8 +77,7 @@ class Completion:
         unfinished = len(self.answers)
         while unfinished:
             try:
-                async with asyncio.timeout_at(self._deadline):
-                    piece = await self._pieces.get()
+                piece = await self._pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
             except Exception as error:
@@ -87,6 +88,7 @@ class Completion:
 
     async def close(self) -> None:
         """End what still runs, and note how everything ended."""
+        self._deadline.cancel()
         for answer, task in zip(self.answers, self._tasks, strict=True):
             task.cancel()
             await answer.outputs.aclose()

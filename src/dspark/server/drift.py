@@ -15,7 +15,7 @@ import numpy as np
 
 from dspark.calibration.rounds import outcomes
 from dspark.core import RoundRecord, SamplingParams
-from dspark.engine.adaptive import nearest_entry
+from dspark.engine.survival import nearest_entry
 from dspark.maths.reliability import Bools, Floats, ece
 from dspark.maths.temperature_scaling import sequential_temperature_scaling
 from dspark.tables.calibration import (

@@ -18,6 +18,9 @@ from dspark.server.wire import Wire, dspark_of
 
 DONE = "data: [DONE]\n\n"
 
+# json.dumps would make such an encoder for every event.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 
 class EventStream(StreamingResponse):
     """A completion as events; it ends with its client, and its completion with it."""
@@ -64,7 +67,7 @@ async def events(completion: Completion, wire: Wire, *, usage: bool) -> AsyncIte
 
 def event(content: dict[str, Any]) -> str:
     """One event; JSON has no line breaks of its own."""
-    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"data: {_encode(content)}\n\n"
 
 
 async def whole(completion: Completion, wire: Wire, request: Request) -> Response:

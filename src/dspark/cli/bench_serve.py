@@ -1,0 +1,148 @@
+"""`dspark bench serve`: what HTTP costs on top of the engine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DrafterOption,
+    DtypeOption,
+    PolicyOption,
+    TargetOption,
+    ThreadsOption,
+    check_writable,
+    find_drafter,
+    load_models,
+    load_tables,
+)
+from dspark.cli.serve import FIXED_LENGTH
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+
+def command(
+    users: Annotated[int, typer.Option(min=1, help="Each has one request at a time.")] = 32,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Of each way, after one turn to warm up.")
+    ] = 20.0,
+    slice_s: Annotated[float, typer.Option("--slice", min=0.01, help="Seconds of a turn.")] = 1.0,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
+    ] = None,
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = DEFAULT_DRAFTER,
+    policy: PolicyOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Of the prompts' order.")] = 0,
+    dtype: DtypeOption = "bfloat16",
+    threads: ThreadsOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the figures here (dspark.serve_overhead/1)."),
+    ] = None,
+) -> None:
+    """Compare the engine behind HTTP with the engine alone, greedy, in turns of one run.
+
+    The HTTP clients are a process of their own. Where the engine's threads take all cores, the
+    clients' work costs the server speed too; the result says how much of a core they took. Without
+    --policy it is fixed:4, or off without a drafter.
+
+    Examples:
+
+        dspark bench serve --json results/serve_overhead.json
+
+        dspark bench serve --users 8 --policy causal --seconds 40 --threads 1
+    """
+    if json_file is not None:
+        check_writable(json_file)
+    try:
+        from dspark.server import bench
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "Serving needs packages that are not installed",
+            found=f"no {error.name}",
+            fix="Install them with: pip install 'dspark[serve]'",
+        ) from error
+    import torch
+
+    from dspark.artifacts import provenance, write_artifact
+    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.models.target import portable_name
+
+    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
+    conversations = [prompt.messages for prompt in spread(prompts, len(prompts))]
+    model, draft_model = load_models(target, drafter, dtype, threads)
+    if policy is None:
+        block = 0 if draft_model is None else draft_model.config.block_size
+        policy = f"fixed:{min(FIXED_LENGTH, block)}" if block else "off"
+    tables = load_tables(policy, model, drafter)
+    longest = max(len(model.encode_messages(messages)) for messages in conversations)
+    bare, served = (
+        bench.TurnEngine(
+            model,
+            None if policy == "off" else draft_model,
+            policy,
+            slots=users,
+            max_len=longest + max_new_tokens,
+            tables=tables,
+        )
+        for _ in range(2)
+    )
+    load = bench.Load(users, max_new_tokens, seconds, slice_s, seed)
+    calibration = None if tables is None else tables.calibration
+    with Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=load.pairs)
+
+        def show(done: int, all_: int) -> None:
+            bar.update(task, completed=done, description=f"{users} users, pair {done}/{all_}")
+
+        found = bench.run(bare, served, conversations, load, calibration, show)
+    for line in lines(found):
+        print(line)
+    if json_file is not None:
+        folder = find_drafter(drafter, target)
+        record = provenance("dspark bench serve", {"seed": seed}, [folder] if folder else [])
+        facts = {
+            "target": portable_name(target),
+            "drafter": portable_name(drafter),
+            "kind": None if draft_model is None else draft_model.config.kind,
+            "policy": bare.policy.name,
+            "dtype": dtype,
+            "threads": torch.get_num_threads(),
+            "users": users,
+            "max_new_tokens": max_new_tokens,
+            "seconds": seconds,
+            "slice_s": slice_s,
+            **found,
+        }
+        write_artifact(json_file, bench.SCHEMA, facts, record)
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The figures in words."""
+    low, high = found["overhead_ci"]
+    speeds = [
+        f"{way:6} {found[way]['tokens_per_s']:.1f} tokens/s, "
+        f"{found[way]['tokens_per_step']:.1f} a step, "
+        f"{found[way]['cpu_ms_per_token']:.2f} ms of processor time a token"
+        for way in ("bare", "served")
+    ]
+    return [
+        *speeds,
+        f"HTTP takes {found['overhead']:.1%} ({low:.1%} to {high:.1%}) of the tokens/s; "
+        f"the clients took {found['client_cpu_share']:.1%} of a core",
+    ]
