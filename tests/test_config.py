@@ -68,6 +68,7 @@ def test_overrides_speak_toml(tmp_path: Path) -> None:
         ("", ["loss.cee=1"], ["'loss.cee'", "--set loss.cee=1", "'loss.ce'"]),
         ("[optim]\nlr = -1\n", [], ["'optim.lr'", "c.toml", "found: -1"]),
         ('[optim]\nname = "sgd"\n', [], ["'optim.name'", "adamw", "sgd"]),
+        ("", ["loss.soft=1"], ["'loss'", "one kind of cross-entropy"]),
         ("", ["run.minutes=none"], ["'run'", "set minutes, steps or both"]),
         ("", ["out.x=1"], ["--set out.x=1", "not a section"]),
         ("", ["nothing"], ["KEY=VALUE"]),

@@ -81,12 +81,21 @@ class DrafterSection(Section):
 
 
 class LossSection(Section):
-    """`[loss]`: weights of the three terms."""
+    """`[loss]`: weights of the terms."""
 
-    ce: float = Field(0.1, ge=0, description="weight of cross-entropy")
+    ce: float = Field(0.1, ge=0, description="weight of cross-entropy with the true token")
+    soft: float = Field(
+        0.0, ge=0, description="weight of cross-entropy with the target's distribution"
+    )
     tv: float = Field(0.9, ge=0, description="weight of the distance ‖p_d - p_t‖₁")
     bce: float = Field(1.0, ge=0, description="weight of the confidence head's loss")
     decay: float = Field(4.0, gt=0, description="slots until a slot's weight has fallen to 1/e")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> LossSection:
+        if self.ce and self.soft:
+            raise ValueError("set ce or soft to 0: one kind of cross-entropy at a time")
+        return self
 
 
 class OptimSection(Section):
