@@ -22,15 +22,15 @@ CALIBRATION_FLAGS ?= --data prompts_train.jsonl \
 
 THRESHOLDS := 0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9
 
-# NAME:SETTING of each ablation; base is depth 2, block size 7, Markov head, 8,192 draft tokens.
+# NAME:SETTING of each ablation; base is depth 2, block size 7, Markov head, 16,384 draft tokens.
 ABLATIONS := base:drafter.num_layers=2 depth1:drafter.num_layers=1 depth3:drafter.num_layers=3 \
 	block4:drafter.block_size=4 block12:drafter.block_size=12 rnn:drafter.markov_head_type=rnn \
-	nohead:drafter.markov_rank=0 vocab16k:drafter.draft_vocab_size=16384 \
+	gated:drafter.markov_head_type=gated nohead:drafter.markov_rank=0 vocab8k:drafter.draft_vocab_size=8192 \
 	fullvocab:drafter.draft_vocab_size=0
 STUDY_depth := depth1 base depth3
 STUDY_block_size := block4 base block12
-STUDY_head := nohead base rnn
-STUDY_vocabulary := base vocab16k fullvocab
+STUDY_head := nohead base gated rnn
+STUDY_vocabulary := vocab8k base fullvocab
 
 define ablation
 	$(BIN)/dspark train --config configs/smollm2-135m-ablation.toml --set $(2) \

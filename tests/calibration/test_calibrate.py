@@ -31,7 +31,7 @@ def made_up(temperatures: list[float], count: int, seed: int = 0) -> Rounds:
     true = numbers.normal(0.8, 1.5, (count, K))
     accepted = np.cumprod(numbers.random((count, K)) < sigmoid(true), axis=1).astype(bool)
     confidence = sigmoid(true * np.array(temperatures))
-    return Rounds(confidence, accepted, np.ones((count, K), dtype=bool), count // 10)
+    return Rounds(confidence, accepted, np.ones((count, K), dtype=bool), sigmoid(true), count // 10)
 
 
 def test_fitting_lowers_the_error_on_other_rounds() -> None:
@@ -48,6 +48,7 @@ def test_fitting_lowers_the_error_on_other_rounds() -> None:
     assert check["ece_after_mean"] < 0.015
     assert 0.004 < check["noise_floor_mean"] < check["ece_after_mean"] * 1.3
     assert 0.7 < check["auroc_mean"] < 0.95
+    assert check["auroc_true_mean"] == pytest.approx(check["auroc_mean"], abs=0.02)
     for k, row in enumerate(check["positions"]):
         assert (row["k"], row["rounds"]) == (k + 1, 12_000)
         assert row["base_rate"] == pytest.approx(others.accepted_NK[:, k].mean())

@@ -18,7 +18,7 @@ from dspark.calibration.collect import (
     in_check,
     part_file,
 )
-from dspark.calibration.rounds import to_arrays
+from dspark.calibration.rounds import Judged, to_arrays
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
@@ -124,6 +124,10 @@ def test_enough_rounds_of_whole_answers(whole: Collected) -> None:
         assert not rounds.accepted_NK.all()
         assert rounds.valid_NK[:, 0].all()
         assert ((rounds.confidence_NK > 0) & (rounds.confidence_NK < 1)).all()
+        # c* says how often slot 1 is accepted: the mean over rounds is the share.
+        true_N = rounds.overlap_NK[:, 0]
+        spread = 4 * np.sqrt((true_N * (1 - true_N)).sum()) / len(true_N)
+        assert rounds.accepted_NK[:, 0].mean() == pytest.approx(true_N.mean(), abs=spread)
 
 
 def test_the_parts_are_those_prompts_rounds(
@@ -144,8 +148,9 @@ def test_the_parts_are_those_prompts_rounds(
     again = collect(target, drafter, made_up(1), greedy, tmp_path / "b", **options)
     ids = target.encode_messages(made_up(1)[0].messages)
     [request] = Engine(target, drafter).generate([ids], greedy)
-    expected = to_arrays([request.rounds], 3, PARAMS.max_new_tokens)
+    expected = to_arrays([list(map(Judged, request.rounds))], 3, PARAMS.max_new_tokens)
     [mine] = [r for r in (again.fit, again.check) if len(r)]
+    assert np.isnan(mine.overlap_NK).all(), "c* says nothing of greedy acceptance"
     assert np.array_equal(mine.accepted_NK, expected.accepted_NK)
     assert np.allclose(mine.confidence_NK, expected.confidence_NK, atol=1e-5)
 

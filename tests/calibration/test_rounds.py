@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from dspark.calibration.rounds import outcomes, to_arrays
+from dspark.calibration.rounds import Judged, outcomes, to_arrays
 from dspark.core import RoundRecord
 from dspark.errors import CheckpointError
 
@@ -50,13 +51,20 @@ def test_slots_that_were_not_verified_are_unknown_unless_one_before_was_rejected
 
 
 def test_arrays_of_several_answers() -> None:
-    answers = [[record(2, 3), record(4, 4, stopped=True)], [], [record(0, 1)]]
+    overlaps = [0.9, 0.8, 0.3, 0.1]
+    answers = [
+        [Judged(record(2, 3), overlaps), Judged(record(4, 4, stopped=True))],
+        [],
+        [Judged(record(0, 1))],
+    ]
     rounds = to_arrays(answers, 4, 100)
     assert (len(rounds), rounds.prompts) == (3, 3)
     assert rounds.accepted_NK.sum(axis=1).tolist() == [2, 4, 0]
     assert rounds.valid_NK.all()
+    assert rounds.overlap_NK[0].tolist() == overlaps
+    assert np.isnan(rounds.overlap_NK[1:]).all()
     nothing = to_arrays([], 4, 100)
     assert nothing.confidence_NK.shape == nothing.accepted_NK.shape == (0, 4)
     broken = replace(record(0, 1), confidence=(0.5, float("nan"), 0.5, 0.5))
     with pytest.raises(CheckpointError, match="not numbers"):
-        to_arrays([[broken]], 4, 100)
+        to_arrays([[Judged(broken)]], 4, 100)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from dspark.core import Verdict
 from dspark.maths.rng import Use, uniform
 from dspark.maths.sampling import draw, probabilities
-from dspark.maths.verification import verify, verify_greedy
+from dspark.maths.verification import overlap, verify, verify_greedy
 
 torch.set_num_threads(1)
 
@@ -383,3 +383,12 @@ def test_any_input_matches_the_loop(seed, R, K, size, reduced, close):
         assert verdict.accepted[r] == kept <= lengths[r]
         assert verdict.next_id[r] == bisect_right(ends.tolist(), final_u[r] * ends[-1])
         assert target[r, kept, verdict.next_id[r]] > 0
+
+
+def test_overlap_is_the_probability_of_acceptance() -> None:
+    target = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]])
+    draft = torch.tensor([[[0.2, 0.5, 0.3], [0.8, 0.1, 0.1]]])
+    torch.testing.assert_close(overlap(target, draft, None), torch.tensor([[0.7, 0.3]]))
+    d2t = torch.tensor([0, 2])
+    reduced = torch.tensor([[[0.6, 0.4], [0.5, 0.5]]])
+    torch.testing.assert_close(overlap(target, reduced, d2t), torch.tensor([[0.7, 0.6]]))

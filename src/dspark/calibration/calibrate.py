@@ -27,7 +27,7 @@ from dspark.tables.calibration import CalibrationEntry, confidence_logits
 
 CHECK_SCHEMA = "dspark.calibration_check/1"
 FEW_ROUNDS = 2000  # their noise alone makes about 1.5 % of ECE
-_MEANS = ("ece_before", "ece_after", "auroc", "noise_floor")
+_MEANS = ("ece_before", "ece_after", "auroc", "auroc_true", "noise_floor")
 
 
 def run(
@@ -137,13 +137,20 @@ def judge(rounds: Rounds, entry: CalibrationEntry) -> dict[str, Any]:
     """
     raw_NK = np.cumprod(rounds.confidence_NK, axis=1)
     survival_NK = entry.survival(rounds.confidence_NK)
+    true_NK = np.cumprod(rounds.overlap_NK, axis=1)
     positions = []
     for k, temperature in enumerate(entry.temperatures):
         rows = rounds.valid_NK[:, k]
         row = _position(raw_NK[rows, k], survival_NK[rows, k], rounds.accepted_NK[rows, k])
+        row["auroc_true"] = _auroc_true(true_NK[rows, k], rounds.accepted_NK[rows, k])
         positions.append({"k": k + 1, **row, "temperature": temperature})
     means = {f"{name}_mean": _mean([row[name] for row in positions]) for name in _MEANS}
     return {"rounds": len(rounds), **means, "positions": positions}
+
+
+def _auroc_true(true_N: NDArray[np.float64], accepted_N: NDArray[np.bool_]) -> float:
+    """AUROC of the true acceptance rates: what no confidence head could pass; NaN if not known."""
+    return auroc(true_N, accepted_N) if np.isfinite(true_N).all() else float("nan")
 
 
 def _position(

@@ -11,23 +11,28 @@ import hashlib
 import json
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dspark.artifacts import append_jsonl, cache_dir, read_jsonl, repair_jsonl
-from dspark.calibration.rounds import Rounds, to_arrays
-from dspark.core import Request, RoundRecord, SamplingParams
+from dspark.calibration.rounds import Judged, Rounds, to_arrays
+from dspark.core import DraftBlock, Request, RoundRecord, SamplingParams, Verdict
 from dspark.data import files
 from dspark.data.prompts import Prompt, load_prompts, spread
 from dspark.engine.engine import Engine
 from dspark.errors import DataError, RequestError
+from dspark.maths.verification import overlap
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 
 MAX_PROMPT = 768  # tokens; longer prompts are skipped, since caches are made for the longest
 _FLUSH_S = 5.0
+_LAYOUT = 2  # of a part file's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,7 @@ def part_file(prompts: Sequence[Prompt], params: SamplingParams, seed: int, **mo
         more: what else decides the rounds (weights, arithmetic).
     """
     asked = [[prompt.id, prompt.messages] for prompt in prompts]
-    decisive = json.dumps([asked, asdict(params), seed, sorted(more.items())])
+    decisive = json.dumps([_LAYOUT, asked, asdict(params), seed, sorted(more.items())])
     name = hashlib.sha256(decisive.encode(errors="surrogatepass")).hexdigest()[:16]
     return cache_dir() / "calibration" / f"{name}.rounds.jsonl"
 
@@ -195,16 +200,34 @@ class _Job:
         self.walked: list[str] = []
         self.finished = Progress()
         self.open: dict[Request, str] = {}
+        self.overlaps: dict[Request, list[list[float]]] = defaultdict(list)
+        engine.runner.on_verdict = self._watch
         self.done = self._read_part()
         self._rows: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
 
-    def _read_part(self) -> dict[str, Sequence[RoundRecord]]:
+    def _watch(
+        self,
+        requests: list[Request],
+        target_RKV: Tensor,
+        drafts: DraftBlock,
+        verify_len: Sequence[int],
+        verdict: Verdict,
+    ) -> None:
+        """Note c* of every slot: what the confidences were trained to say."""
+        assert drafts.draft_probs_RKV is not None
+        slots = drafts.draft_ids_RK.shape[1]
+        d2t = None if self.engine.runner.drafter is None else self.engine.runner.drafter.d2t
+        rows = overlap(target_RKV[:, :slots], drafts.draft_probs_RKV, d2t).tolist()
+        for request, row in zip(requests, rows, strict=True):
+            self.overlaps[request].append(row)
+
+    def _read_part(self) -> dict[str, Sequence[Judged]]:
         if not self.part.exists():
             return {}
         repair_jsonl(self.part)
         return {
-            row["prompt"]: [_record(*fields) for fields in row["rounds"]]
+            row["prompt"]: [_judged(*fields) for fields in row["rounds"]]
             for row in read_jsonl(self.part)
         }
 
@@ -251,9 +274,11 @@ class _Job:
         """Keep the rounds of finished answers; they go to disk every few seconds."""
         for request in finished:
             name = self.open.pop(request)
-            self.done[name] = request.rounds
-            self._count(self.finished, name, len(request.rounds))
-            self._rows.append({"prompt": name, "rounds": list(map(_fields, request.rounds))})
+            seen = self.overlaps.pop(request, None) or [[]] * len(request.rounds)
+            rounds = [Judged(*pair) for pair in zip(request.rounds, seen, strict=True)]
+            self.done[name] = rounds
+            self._count(self.finished, name, len(rounds))
+            self._rows.append({"prompt": name, "rounds": list(map(_fields, rounds))})
         if time.monotonic() - self._flushed > _FLUSH_S:
             self.flush()
 
@@ -276,13 +301,19 @@ class _Job:
         return self.walked
 
 
-def _fields(record: RoundRecord) -> list[Any]:
+def _fields(judged: Judged) -> list[Any]:
+    record = judged.record
     counts = [record.verified, record.accepted, record.committed, record.stopped]
-    return [*counts, list(record.confidence)]
+    return [*counts, list(judged.overlap), list(record.confidence)]
 
 
-def _record(
-    verified: int, accepted: int, committed: int, stopped: bool, confidence: Sequence[float]
-) -> RoundRecord:
+def _judged(
+    verified: int,
+    accepted: int,
+    committed: int,
+    stopped: bool,
+    overlaps: Sequence[float],
+    confidence: Sequence[float],
+) -> Judged:
     sure = tuple(confidence)
-    return RoundRecord(len(sure), verified, accepted, committed, stopped, sure)
+    return Judged(RoundRecord(len(sure), verified, accepted, committed, stopped, sure), overlaps)

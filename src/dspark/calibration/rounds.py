@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dspark.core import RoundRecord
 from dspark.errors import CheckpointError
+
+
+class Judged(NamedTuple):
+    """A round, and c* of each slot along its draft; none at temperature 0."""
+
+    record: RoundRecord
+    overlap: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,12 +31,14 @@ class Rounds:
         confidence_NK: c_k as the drafter gave it.
         accepted_NK: draft tokens 1 … k were all accepted.
         valid_NK: that is known, see `outcomes`.
+        overlap_NK: c*_k, the true probability of slot k given those before it; NaN if not known.
         prompts: answers that the rounds come from.
     """
 
     confidence_NK: NDArray[np.float64]
     accepted_NK: NDArray[np.bool_]
     valid_NK: NDArray[np.bool_]
+    overlap_NK: NDArray[np.float64]
     prompts: int
 
     def __len__(self) -> int:
@@ -60,17 +70,17 @@ def outcomes(
     return accepted, valid
 
 
-def to_arrays(
-    answers: Iterable[Sequence[RoundRecord]], block_size: int, max_new_tokens: int
-) -> Rounds:
+def to_arrays(answers: Iterable[Sequence[Judged]], block_size: int, max_new_tokens: int) -> Rounds:
     """Rounds of whole answers, put together.
 
     Raises:
         CheckpointError: a confidence is not a number.
     """
     answers = list(answers)
-    parts = [outcomes(records, block_size, max_new_tokens) for records in answers]
-    sure = [record.confidence for records in answers for record in records]
+    parts = [outcomes([r.record for r in rounds], block_size, max_new_tokens) for rounds in answers]
+    sure = [r.record.confidence for rounds in answers for r in rounds]
+    unknown = (float("nan"),) * block_size
+    true = [tuple(r.overlap) or unknown for rounds in answers for r in rounds]
     confidence = np.array(sure, dtype=np.float64).reshape(-1, block_size)
     if not np.isfinite(confidence).all():
         raise CheckpointError(
@@ -82,5 +92,6 @@ def to_arrays(
         confidence,
         np.concatenate([empty, *(accepted for accepted, _ in parts)]),
         np.concatenate([empty, *(valid for _, valid in parts)]),
+        np.array(true, dtype=np.float64).reshape(-1, block_size),
         len(answers),
     )

@@ -232,8 +232,19 @@ def figures(result: dict[str, Any]) -> Table:
     """The figures as a table, a row a position and one for the means."""
     title = f"{result['target']}, temperature {result['temperature']:g}: {result['rounds']} rounds "
     title += f"of {result['prompts']} prompts, fitted on {result['fit_rounds']} others"
-    rows = Table(title=escape(title))
-    headings = ("slot", "rounds", "accepted", "ECE", "after", "floor", "AUROC", "Brier", "T")
+    rows = Table(title=escape(title), padding=0)  # eighty columns are few
+    headings = (
+        "slot",
+        "rounds",
+        "accepted",
+        "ECE",
+        "after",
+        "floor",
+        "AUROC",
+        "of c*",
+        "Brier",
+        "T",
+    )
     for heading in headings:
         rows.add_column(heading, justify="right")
     for row in result["positions"]:
@@ -245,11 +256,12 @@ def figures(result: dict[str, Any]) -> Table:
             f"{row['ece_after']:.2%}",
             f"{row['noise_floor']:.2%}",
             f"{row['auroc']:.3f}",
+            f"{row['auroc_true']:.3f}",
             f"{row['brier_after']:.4f}",
             f"{row['temperature']:.3f}",
         )
     ece = [f"{result[name]:.2%}" for name in ("ece_before_mean", "ece_after_mean")]
     floor, auroc = f"{result['noise_floor_mean']:.2%}", f"{result['auroc_mean']:.3f}"
     rows.add_section()
-    rows.add_row("mean", "", "", *ece, floor, auroc)
+    rows.add_row("mean", "", "", *ece, floor, auroc, f"{result['auroc_true_mean']:.3f}")
     return rows

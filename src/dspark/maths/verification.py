@@ -94,6 +94,17 @@ def verify_greedy(target_ids_RK: Tensor, draft_ids_RK: Tensor, verify_len_R: Len
     return Verdict(accepted_R.tolist(), next_id_R.tolist())
 
 
+def overlap(target_probs_RKV: Tensor, draft_probs_RKV: Tensor, d2t: Tensor | None) -> Tensor:
+    """c*_k = Σ_v min(p_d, p_t): how likely slot k's token is accepted if those before were, [R, K].
+
+    Args:
+        target_probs_RKV, draft_probs_RKV: [R, K, V] of the target, of the draft vocabulary.
+        d2t: target id of each draft-vocabulary entry, or None.
+    """
+    same_RKV = target_probs_RKV if d2t is None else target_probs_RKV[..., d2t]
+    return torch.minimum(same_RKV, draft_probs_RKV).sum(-1)
+
+
 def _draft_probability(
     draft_probs_RKV: Tensor, ids_RK: Tensor, d2t: Tensor | None, V: int
 ) -> Tensor:

@@ -156,6 +156,7 @@ class Position(Record):
     ece_before: Number
     ece_after: Number
     auroc: Number
+    auroc_true: Number = None
     brier_before: Number
     brier_after: Number
     noise_floor: Number
@@ -172,6 +173,7 @@ class CalibrationCheck(Record):
     ece_before_mean: Number
     ece_after_mean: Number
     auroc_mean: Number
+    auroc_true_mean: Number = None
     noise_floor_mean: Number
     positions: list[Position]
 

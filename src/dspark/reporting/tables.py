@@ -183,17 +183,19 @@ def calibration(name: str, check: CalibrationCheck) -> Table:
                 number(p.base_rate, ".3f"),
                 number(p.temperature),
                 *(number(e, ".2%") for e in (p.ece_before, p.ece_after, p.noise_floor)),
-                *(number(x, ".3f") for x in (p.auroc, p.brier_before, p.brier_after)),
+                *(number(x, ".3f") for x in (p.auroc, p.auroc_true)),
+                *(number(x, ".3f") for x in (p.brier_before, p.brier_after)),
             ]
         )
         for p in check.positions
     ]
     means = (check.ece_before_mean, check.ece_after_mean, check.noise_floor_mean)
     mean_row = ["mean", f"{check.rounds:,d}", NOTHING, NOTHING]
-    mean_row += [*(number(e, ".2%") for e in means), number(check.auroc_mean, ".3f")]
+    mean_row += [number(e, ".2%") for e in means]
+    mean_row += [number(x, ".3f") for x in (check.auroc_mean, check.auroc_true_mean)]
     rows.append(texts([*mean_row, NOTHING, NOTHING]))
     head = ["slot", "rounds", "base rate", "temperature", "ECE before", "ECE after"]
-    head += ["noise floor", "AUROC", "Brier before", "Brier after"]
+    head += ["noise floor", "AUROC", "AUROC of c*", "Brier before", "Brier after"]
     return Table(f"Calibration by slot, {name}", head, rows)
 
 
