@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from fastapi import FastAPI
 
 from dspark.server.run import Server, bind, url_of
@@ -17,6 +19,12 @@ from dspark.server.service import Service
 
 MODEL = "tiny"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+WORDS = """
+river stone candle winter letter garden engine silver bridge morning paper window salt forest music
+number harbour copper question island thread basket thunder kitchen mirror planet ladder honey
+market shadow orange feather valley button story glass hammer spring ocean ticket write explain
+list compare describe the a of and with without why how under between
+"""
 
 
 def chat(text: str = "add the rain", **fields: Any) -> dict[str, Any]:
@@ -28,6 +36,14 @@ def chat(text: str = "add the rain", **fields: Any) -> dict[str, Any]:
 def text(prompt: Any = "the rain", **fields: Any) -> dict[str, Any]:
     """A completion request's body."""
     return {"model": MODEL, "prompt": prompt, "max_tokens": 8, "temperature": 0} | fields
+
+
+def different_chats(how_many: int, words: tuple[int, int], **fields: Any) -> list[dict[str, Any]]:
+    """Bodies that are all different, greedy, made of words drawn at random."""
+    draw, known = random.Random(0), WORDS.split()
+    texts = [" ".join(draw.choices(known, k=draw.randint(*words))) for _ in range(how_many)]
+    assert len(set(texts)) == how_many
+    return [chat(text, max_tokens=draw.randint(24, 48), **fields) for text in texts]
 
 
 def refused(response: Any, status: int = 400) -> dict[str, Any]:
@@ -48,6 +64,29 @@ def events(response: Any) -> list[dict[str, Any]]:
     blocks = response.text.split("\n\n")
     assert blocks[-2:] == ["data: [DONE]", ""]
     return [json.loads(block.rpartition("data: ")[2]) for block in blocks[:-2]]
+
+
+def content(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+async def streamed(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> tuple[str, int]:
+    """Text and tokens of a streamed answer."""
+    wish = body | {"stream": True, "stream_options": {"include_usage": True}}
+    parts: list[str] = []
+    tokens, last = 0, ""
+    async with client.stream("POST", url + CHAT, json=wish) as answer:
+        assert answer.status_code == 200, (await answer.aread()).decode()
+        async for line in answer.aiter_lines():
+            assert not line.startswith("event: error"), parts
+            last = line.removeprefix("data: ") or last
+            if line and last != "[DONE]":
+                chunk = json.loads(last)
+                parts += [choice["delta"].get("content", "") for choice in chunk["choices"]]
+                tokens = (chunk["usage"] or {}).get("completion_tokens", 0)
+    assert last == "[DONE]", parts
+    return "".join(parts), tokens
 
 
 def soon(fact: Callable[[], bool], seconds: float = 20.0) -> bool:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from dspark.core import Request, SamplingParams, StepOutput
-from dspark.engine.async_engine import Stream
 from dspark.engine.engine import Engine
+from dspark.engine.stream import Stream
 from scripted import TableTarget, answer
 
 TABLE = TableTarget()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +189,22 @@ def test_missing_files_are_worded(tmp_path: Path) -> None:
         artifacts.read_artifact(tmp_path / "no.json", "dspark.demo/1")
     with pytest.raises(DataError, match="cannot read"):
         artifacts.provenance("x", inputs=[tmp_path / "no"])
+
+
+@pytest.mark.parametrize(
+    ("available", "device"), [(True, "NVIDIA H100 80GB HBM3"), (False, None), (None, None)]
+)
+def test_provenance_names_the_device(
+    available: bool | None, device: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without importing torch (None): loading it to write a small file takes seconds."""
+    if available is None:
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+    else:
+        cuda = SimpleNamespace(is_available=lambda: available, get_device_name=lambda: device)
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert artifacts.provenance("dspark x")["device"] == device
+    assert ("torch" in sys.modules) == (available is not None)
 
 
 def test_provenance_names_no_private_folder(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dspark.cli import common
-from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
+from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleDrafterError
 from tiny import tiny_drafter, tiny_home
 
 
@@ -32,6 +32,19 @@ def test_find_drafter(tmp_path: Path, shipped: Path) -> None:
     assert common.find_drafter("dspark", "smollm2-135m") == shipped
     assert common.find_drafter(str(own), "smollm2-135m") == own
     assert common.find_drafter(str(own), "some/model") == own
+
+
+def test_named_drafters(tmp_path: Path, shipped: Path) -> None:
+    own, odd = tmp_path / "own", tmp_path / "a=b"
+    own.mkdir()
+    odd.mkdir()
+    assert common.named_drafters(None, "smollm2-135m") == [(None, shipped)]
+    texts = [f"mine={own}", str(odd), "dspark"]
+    found = [("mine", own), (None, odd), (None, shipped)]
+    assert common.named_drafters(texts, "smollm2-135m") == found
+    for text, match in ((f"={own}", "name is empty"), ("none", "nothing to judge")):
+        with pytest.raises(ConfigError, match=match):
+            common.named_drafters([text], "smollm2-135m")
 
 
 def test_a_shipped_drafter_for_another_target(shipped: Path) -> None:

@@ -16,6 +16,7 @@ from dspark.data.prompts import (
     load_prompts,
     prompt_from_row,
     spread,
+    spread_prompts,
 )
 from dspark.errors import ConfigError, DataError
 from fakes import write_jsonl
@@ -189,6 +190,18 @@ def test_spread_takes_turns() -> None:
         spread(prompts, -1)
     sets = [Prompt(f"{d}{n}", user("x"), "math", dataset=d) for d in "st" for n in range(3)]
     assert [p.id for p in spread(sets, 4)] == ["s0", "t0", "s1", "t1"]
+
+
+def test_prompts_of_several_files_or_of_the_bundle(tmp_path: Path) -> None:
+    files = [tmp_path / f"{domain}.jsonl" for domain in ("math", "code")]
+    for file in files:
+        rows = [{"id": f"{file.stem}{n}", "prompt": "x", "domain": file.stem} for n in range(2)]
+        write_jsonl(file, rows)
+    assert [p.id for p in spread_prompts(files)] == ["math0", "code0", "math1", "code1"]
+    assert [p.id for p in spread_prompts(files, 2)] == ["math0", "code0"]
+    bundle = load_demo_prompts()
+    assert spread_prompts() == spread_prompts([]) == spread(bundle, len(bundle))
+    assert len({p.domain for p in spread_prompts(limit=3)}) == 3
 
 
 def test_demo_prompts() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from dspark.core import FinishReason, Request, SamplingParams
-from dspark.engine.async_engine import AsyncEngine, Stream
+from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
+from dspark.engine.stream import Stream
 from dspark.errors import ConfigError, QueueFullError, RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
@@ -76,6 +78,41 @@ def test_a_slow_reader_holds_nobody_up() -> None:
             return [[*first, *[t for o in [o async for o in slow] for t in o.token_ids]], *others]
 
     assert run(main()) == plain(A, B, C)
+
+
+def test_a_step_wakes_an_event_loop_once() -> None:
+    """However many of its readers get something; another loop has a call of its own."""
+    calls: Counter[int] = Counter()
+
+    async def main(engine: AsyncEngine, n: int, prompts: list[list[int]]) -> list[list[int]]:
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+
+        def counted(*args: Any, **more: Any) -> Any:
+            calls[n] += threading.current_thread().name == "dspark-engine"
+            return wake(*args, **more)
+
+        loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+        streams = [engine.stream(prompt, PARAMS) for prompt in prompts]
+        ready.wait(60)
+        engine.start()
+        return await asyncio.gather(*map(read, streams))
+
+    engine, ready = AsyncEngine(StagedEngine(slots=5)), threading.Barrier(2)
+    groups, said = [[A, B, C], [D, A]], {}
+    threads = [
+        threading.Thread(
+            target=lambda n=n: said.update({n: run(main(engine, n, groups[n]))}), daemon=True
+        )
+        for n in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    run(engine.stop())
+    assert said == {n: plain(*prompts) for n, prompts in enumerate(groups)}
+    assert calls == {n: PARAMS.max_new_tokens for n in range(2)}, "all of them run in step"
 
 
 # ---- the door ----------------------------------------------------------------------------------

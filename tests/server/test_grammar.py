@@ -88,6 +88,37 @@ def test_a_state_tells_what_may_come(target: Target, grammars: JsonGrammars) -> 
     assert (now == end).all()
 
 
+def test_a_text_may_go_on_behind_its_end(target: Target, grammars: JsonGrammars) -> None:
+    """As it does for requests that ignore stop tokens."""
+    ids = target.tokenizer('"ab"', add_special_tokens=False)["input_ids"]
+    end = min(target.stop_ids)
+    at_once, in_turn = (grammars.compile({"enum": ["ab"]}).start() for _ in range(2))
+    at_once.advance([*ids, end, end])
+    for token in (*ids, end, end):
+        in_turn.advance([token])
+    for state in (at_once, in_turn):
+        left = state.allowed([end])
+        assert left is not None
+        assert left.nonzero()[0].tolist() == sorted(target.stop_ids)
+        assert state.allowed(ids) is None
+
+
+def test_a_state_tells_of_its_errors(target: Target, grammars: JsonGrammars) -> None:
+    """The library goes on after one, and allows nothing but the end."""
+    state = grammars.compile({"enum": ["ab"]}).start()
+    first = state.allowed([])
+    assert first is not None
+    wrong = int((~first).nonzero()[0][0])
+    with pytest.raises(ValueError, match=f"token {wrong} is not allowed"):
+        state.advance([wrong])
+    matcher = state._matcher
+    assert not matcher.consume_tokens([wrong])
+    assert matcher.is_stopped()
+    for ask in (state.allowed, state.advance):
+        with pytest.raises(ValueError, match=r"\w"):
+            ask([])
+
+
 def test_compiled_schemas_are_kept(grammars: JsonGrammars) -> None:
     assert grammars.compile(SCHEMA) is grammars.compile(dict(SCHEMA))
 

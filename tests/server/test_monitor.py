@@ -45,7 +45,7 @@ def test_metrics_count_what_answers_say(make: Any) -> None:
         total = found[f"dspark:spec_decode_num_{name}_tokens_total"][()]
         assert total == sum(usage["speculative"][key] for usage in usages)
     assert found["dspark:spec_decode_num_drafts_total"][()] > 0
-    by_position = found.get("dspark:spec_decode_num_accepted_tokens_per_pos_total", {})
+    by_position = found["dspark:spec_decode_num_accepted_tokens_per_pos_total"]
     assert sum(by_position.values()) == found["dspark:spec_decode_num_accepted_tokens_total"][()]
     assert found["dspark:prompt_tokens_total"][()] == sum(u["prompt_tokens"] for u in usages)
     generated = sum(u["completion_tokens"] for u in usages)
@@ -63,6 +63,16 @@ def test_metrics_count_what_answers_say(make: Any) -> None:
     assert 0 <= found["dspark:calibration_ece"][("0",)] <= 1
     assert found["dspark:calibration_rounds"][("0",)] > 0
     assert isinstance(points, list)
+
+
+def test_counters_begin_at_zero(make: Any) -> None:
+    """Prometheus takes the first value it sees for the start, and counts growth from there."""
+    with TestClient(make()) as client:
+        found = scraped(client)
+    by_position = found["dspark:spec_decode_num_accepted_tokens_per_pos_total"]
+    assert by_position == {(str(position),): 0 for position in range(4)}
+    reasons = {("stop",), ("length",), ("cancelled",), ("timeout",), ("error",)}
+    assert found["dspark:answers_total"] == dict.fromkeys(reasons, 0)
 
 
 def output(tokens: int, record: RoundRecord | None = None) -> StepOutput:

@@ -1,10 +1,8 @@
-"""The server at length: many streaming clients for minutes, and a thousand that are killed."""
+"""The server at length: many streaming clients for minutes."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import json
 import os
 import random
 import signal
@@ -12,11 +10,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass, field
-from itertools import count, cycle
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +21,17 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dspark.artifacts import provenance, write_artifact
-from dspark.core import Batch, Request
-from dspark.engine.engine import Engine
 from dspark.models.default_target import DEFAULT_TARGET, shipped_drafter
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
-from dspark.server.completion import Completion
-from serving import CHAT, Live, chat, listening, soon
+from serving import CHAT, content, different_chats, soon, streamed
 
 psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.soak
 
 SECONDS = float(os.environ.get("DSPARK_SOAK_SECONDS", "600"))
-KILLS = int(os.environ.get("DSPARK_SOAK_KILLS", "1000"))
 CLIENTS, SAMPLE_S = 64, 5.0
 LEAST_S = 300  # a shorter run is all warm-up: caches fill, and each new number of rows costs memory
-KILLERS, SLOTS = 16, 4
 RUNNING = "num_requests_running"
 RESULTS = Path(__file__).parents[2] / "results"
-WORDS = """
-river stone candle winter letter garden engine silver bridge morning paper window salt forest music
-number harbour copper question island thread basket thunder kitchen mirror planet ladder honey
-market shadow orange feather valley button story glass hammer spring ocean ticket write explain
-list compare describe the a of and with without why how under between
-"""
-
-
-def requests(how_many: int, words: tuple[int, int], **fields: Any) -> list[dict[str, Any]]:
-    """Bodies that are all different, greedy, made of words drawn at random."""
-    draw, known = random.Random(0), WORDS.split()
-    texts = [" ".join(draw.choices(known, k=draw.randint(*words))) for _ in range(how_many)]
-    assert len(set(texts)) == how_many
-    return [chat(text, max_tokens=draw.randint(24, 48), **fields) for text in texts]
-
-
-def content(answer: httpx.Response) -> str:
-    assert answer.status_code == 200, answer.text
-    return str(answer.json()["choices"][0]["message"]["content"])
-
-
-# ---- many clients -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -101,7 +68,7 @@ class Heard:
 def test_many_clients_for_long(server: tuple[subprocess.Popen[str], str]) -> None:
     """No error, no leak, and nobody's text depends on who else is there."""
     process, url = server
-    bodies = requests(CLIENTS, (4, 40), model=DEFAULT_TARGET)
+    bodies = different_chats(CLIENTS, (4, 40), model=DEFAULT_TARGET)
     alone = [content(httpx.post(url + CHAT, json=body, timeout=120)) for body in bodies]
     heard = Heard()
     start = time.monotonic()
@@ -178,24 +145,6 @@ async def talk(
                 return
 
 
-async def streamed(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> tuple[str, int]:
-    """Text and tokens of a streamed answer."""
-    wish = body | {"stream": True, "stream_options": {"include_usage": True}}
-    parts: list[str] = []
-    tokens, last = 0, ""
-    async with client.stream("POST", url + CHAT, json=wish) as answer:
-        assert answer.status_code == 200, (await answer.aread()).decode()
-        async for line in answer.aiter_lines():
-            assert not line.startswith("event: error"), parts
-            last = line.removeprefix("data: ") or last
-            if line and last != "[DONE]":
-                chunk = json.loads(last)
-                parts += [choice["delta"].get("content", "") for choice in chunk["choices"]]
-                tokens = (chunk["usage"] or {}).get("completion_tokens", 0)
-    assert last == "[DONE]", parts
-    return "".join(parts), tokens
-
-
 async def watch(pid: int, url: str, heard: Heard) -> None:
     """Note the server's memory and what it says of itself, now and again."""
     process, start = psutil.Process(pid), time.monotonic()
@@ -237,136 +186,3 @@ def accepted_length(figures: dict[str, float]) -> float:
     """Tokens a round, the target's own included, over all that the server has answered."""
     accepted, drafts = "spec_decode_num_accepted_tokens_total", "spec_decode_num_drafts_total"
     return 1 + figures[accepted] / figures[drafts]
-
-
-# ---- killed clients -----------------------------------------------------------------------------
-
-
-@dataclass
-class Killed:
-    """Clients that were killed, and where the engine had their requests then.
-
-    Attributes:
-        in_prompt: seeds of the requests whose prompts are in the works, by which clients know
-            their own.
-    """
-
-    clients: int = 0
-    in_prompt: set[int | None] = field(default_factory=set)
-    survivors: int = 0
-    different: list[str] = field(default_factory=list)
-    where: Counter[str] = field(default_factory=Counter)
-
-
-def small_engine(target: Target, drafter: Drafter, killed: Killed) -> Engine:
-    """An engine with few slots, a cache too small for them, and prompts that take several steps.
-
-    It notes whose prompt is in the works, and the state of every request that is cancelled.
-    """
-    endless = copy(target)
-    endless.stop_ids = frozenset()
-    position = Engine(endless, drafter).runner.position_bytes
-    engine = Engine(
-        endless,
-        drafter,
-        slots=SLOTS,
-        max_len=128,
-        cache_gib=0.4 * SLOTS * 128 * position / 2**30,
-        prefill_rows=3,
-    )
-    end, next_batch = engine.cancel, engine.queue.next_batch
-
-    def cancel(request: Request) -> None:
-        stage = "queue" if request.slot is None else "answer" if request.output_ids else "prompt"
-        killed.where[stage] += request.finish is None
-        end(request)
-
-    def noted_batch() -> Batch:
-        batch = next_batch()
-        fresh = (chunk.request for chunk in batch.prefill if not chunk.request.output_ids)
-        killed.in_prompt = {request.params.seed for request in fresh}
-        return batch
-
-    engine.cancel, engine.queue.next_batch = cancel, noted_batch  # type: ignore[method-assign]
-    return engine
-
-
-def test_a_thousand_killed_clients(make: Any, target: Target, drafter: Drafter) -> None:
-    """In line, during the prompt and during the answer: all places come back."""
-    killed = Killed()
-    engine = small_engine(target, drafter, killed)
-    bodies = requests(12, (5, 12))
-    start = time.monotonic()
-    with listening(make(engine, grace_s=0.0)) as live:
-        ask = lambda body: content(httpx.post(live.url + CHAT, json=body, timeout=60))  # noqa: E731
-        alone = [ask(body) for body in bodies]
-        asyncio.run(slaughter(live, bodies, alone, killed))
-        outer = live.service.engine
-        assert soon(lambda: outer.running == outer.waiting == 0, 60)
-        assert soon(lambda: not live.server.server_state.tasks)
-        gc.collect()
-        left = sum(type(thing) is Completion for thing in gc.get_objects())
-        free, held = len(engine.queue.slots), engine.queue.held
-        afterwards = [ask(body) for body in bodies]
-    facts = {
-        "kills": killed.clients,
-        "where": dict(killed.where),
-        "at_once": KILLERS,
-        "slots": SLOTS,
-        "free_slots": free,
-        "positions_held": held,
-        "survivors": killed.survivors,
-        "different": killed.different[:10],
-        "preemptions": engine.queue.preemptions,
-        "seconds": round(time.monotonic() - start, 1),
-    }
-    record = provenance("make soak", {"seed": 0}, [])
-    write_artifact(RESULTS / "soak_kills.json", "dspark.soak_kills/1", facts, record)
-    assert killed.clients == KILLS
-    assert (free, held, left) == (SLOTS, 0, 0)
-    assert not engine.queue
-    assert not killed.different
-    assert afterwards == alone
-    assert min(killed.where[stage] for stage in ("queue", "prompt", "answer")) >= KILLS // 20
-    assert engine.queue.preemptions > 0
-
-
-async def slaughter(
-    live: Live, bodies: list[dict[str, Any]], alone: list[str], killed: Killed
-) -> None:
-    """Many clients at once; a few read to the end, and their texts are compared."""
-    numbers = count()
-
-    async def client() -> None:
-        while killed.clients < KILLS:
-            number = next(numbers)
-            draw = random.Random(number)
-            which = draw.randrange(len(bodies))
-            if draw.random() < 0.1:
-                async with httpx.AsyncClient(timeout=60, verify=False) as whole:
-                    text, _ = await streamed(whole, live.url, bodies[which])
-                killed.survivors += 1
-                if text != alone[which]:
-                    killed.different.append(text)
-            else:
-                killed.clients += 1
-                await kill(live.url, bodies[which] | {"seed": number}, draw, killed)
-
-    await asyncio.gather(*(client() for _ in range(KILLERS)))
-
-
-async def kill(url: str, body: dict[str, Any], draw: random.Random, killed: Killed) -> None:
-    """A client that dies at some event; the first one comes at once, before the prompt."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    sent = json.dumps(body | {"stream": True}).encode()
-    reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
-    events = draw.choice([0, 1, 1, 1, 2, 3, 5, 8])
-    to_prompt = events == 1 and draw.random() < 0.5
-    while events and (line := await reader.readline()):
-        events -= line.startswith(b"data: ")
-    end = time.monotonic() + 20
-    while to_prompt and body["seed"] not in killed.in_prompt and time.monotonic() < end:
-        await asyncio.sleep(0.001)
-    writer.transport.abort()

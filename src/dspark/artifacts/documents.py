@@ -107,6 +107,14 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
+def _device_name() -> str | None:
+    """The CUDA device's name, if torch is loaded and sees one; nothing is imported to find out."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_name())
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -151,6 +159,7 @@ def provenance(
         },
         "platform": platform.platform(),
         "cpu": {"model": cpu_model(), "count": cpu_count()},
+        "device": _device_name(),
         "seeds": dict(seeds or {}),
         "inputs": hashes,
     }

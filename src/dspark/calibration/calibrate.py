@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark.calibration.collect import OnProgress, collect
+from dspark.calibration.collect import Collected, OnProgress, collect
 from dspark.calibration.rounds import Rounds
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
@@ -65,12 +65,7 @@ def run(
         DataError: there is no round to fit on or to judge, or `part` cannot be written.
         CheckpointError: a confidence is not a number.
     """
-    if not drafter.config.confidence_head:
-        raise IncompatibleDrafterError(
-            "The drafter has no confidence head, so there is nothing to calibrate",
-            found=f"kind {drafter.config.kind}",
-            fix="Use a DSpark drafter that was trained with one",
-        )
+    _check_head(drafter)
     collected = collect(
         target,
         drafter,
@@ -83,16 +78,42 @@ def run(
         seed=seed,
         on_progress=on_progress,
     )
-    if not len(collected.check) or not (entry or len(collected.fit)):
+    _check_rounds(collected, len(prompts), fits=entry is None)
+    entry = entry or fit(collected.fit, params)
+    about = _about(target, drafter, params, collected, entry)
+    return entry, about | judge(collected.check, entry)
+
+
+def _check_head(drafter: Drafter) -> None:
+    """Refuse a drafter that says nothing of how sure it is."""
+    if not drafter.config.confidence_head:
+        raise IncompatibleDrafterError(
+            "The drafter has no confidence head, so there is nothing to calibrate",
+            found=f"kind {drafter.config.kind}",
+            fix="Use a DSpark drafter that was trained with one",
+        )
+
+
+def _check_rounds(collected: Collected, prompts: int, fits: bool) -> None:
+    """Refuse to judge, or to fit, without a round."""
+    if not len(collected.check) or (fits and not len(collected.fit)):
         raise DataError(
             "There are no rounds to calibrate with",
             found=f"{len(collected.fit)} rounds to fit on, {len(collected.check)} to check with, "
-            f"{len(prompts)} prompts, {collected.skipped} of them too long",
+            f"{prompts} prompts, {collected.skipped} of them too long",
             fix="Give more prompts, or a --check-share nearer to 0.5",
         )
-    entry = entry or fit(collected.fit, params)
-    figures = judge(collected.check, entry)
-    result = {
+
+
+def _about(
+    target: Target,
+    drafter: Drafter,
+    params: SamplingParams,
+    collected: Collected,
+    entry: CalibrationEntry,
+) -> dict[str, Any]:
+    """What was calibrated, with how much."""
+    return {
         "target": target.name,
         "drafter": drafter.config.kind,
         "dtype": str(target.dtype).removeprefix("torch."),
@@ -104,9 +125,7 @@ def run(
         "prompts_skipped": collected.skipped,
         "fit_rounds": entry.rounds,
         "fit_prompts": entry.prompts,
-        **figures,
     }
-    return entry, result
 
 
 def fit(rounds: Rounds, params: SamplingParams) -> CalibrationEntry:

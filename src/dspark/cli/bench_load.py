@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DrafterOption,
     DtypeOption,
+    PromptsOption,
+    SliceOption,
     TargetOption,
     ThreadsOption,
+    TimedAnswerOption,
     check_writable,
     find_drafter,
     load_models,
     load_tables,
+    passing_bar,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -36,15 +38,12 @@ def command(
     ] = "",
     policies: Annotated[str, typer.Option(help="Policies, separated by commas.")] = "off,fixed:3",
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each policy at each level.")] = 20.0,
-    slice_s: Annotated[float, typer.Option("--slice", min=0.01, help="Seconds of a turn.")] = 1.0,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
-    ] = None,
+    slice_s: SliceOption = 1.0,
+    data: PromptsOption = None,
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 128,
+    max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of order and arrivals.")] = 0,
     dtype: DtypeOption = "bfloat16",
     threads: ThreadsOption = None,
@@ -66,7 +65,7 @@ def command(
         check_writable(json_file)
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
-    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.data.prompts import spread_prompts
     from dspark.engine.engine import Engine
     from dspark.evaluation import load
     from dspark.models.target import portable_name
@@ -76,11 +75,11 @@ def command(
     names = [name.strip() for name in policies.split(",") if name.strip()]
     if not levels or not names:
         raise ConfigError("There is nothing to measure", fix="Name --users or --rates, --policies")
-    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
+    prompts = spread_prompts(data)
     params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
     model, draft_model = load_models(target, drafter, dtype, threads)
     tables = {name: load_tables(name, model, drafter) for name in names}
-    ids = [model.encode_messages(p.messages) for p in spread(prompts, len(prompts))]
+    ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
 
     def build(policy: str, slots: int) -> Engine:
@@ -89,13 +88,7 @@ def command(
 
     for name in names:
         build(name, 1)  # a wrong name is the first thing to hear about
-    with Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-    ) as bar:
+    with passing_bar() as bar:
         task = bar.add_task("starting", total=len(levels))
 
         def show(level: load.Load, done: int, all_: int) -> None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dspark.cli.common import (
-    DEFAULT_DRAFTER,
     DraftersOption,
     DtypeOption,
+    PromptsOption,
     TargetOption,
     ThreadsOption,
     check_writable,
     load_models,
     load_tables,
-    named_drafter,
+    named_drafters,
+    passing_bar,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -43,10 +42,7 @@ def command(
             metavar="NAME",
         ),
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
-    ] = None,
+    data: PromptsOption = None,
     limit: Annotated[
         int | None,
         typer.Option(min=2, help="Prompts in all, spread over the domains; the first warms up."),
@@ -78,18 +74,17 @@ def command(
     """
     if json_file is not None:
         check_writable(json_file)
-    places = [named_drafter(text, target) for text in drafter or [DEFAULT_DRAFTER]]
+    places = named_drafters(drafter, target)
     policies = _policies(policy or [], len(places))
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
-    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.data.prompts import spread_prompts
     from dspark.evaluation import llama_cpp, peers
     from dspark.models.target import portable_name
 
     if llama_server is not None:
         llama_cpp.check_url(llama_server)  # before a model is loaded
-    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
-    prompts = spread(prompts, limit or len(prompts))
+    prompts = spread_prompts(data, limit)
     model, _ = load_models(target, "none", dtype, threads)
     ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
@@ -167,13 +162,7 @@ def _run(
     """`peers.run` with a bar on standard error."""
     from dspark.evaluation import peers
 
-    with Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-    ) as bar:
+    with passing_bar() as bar:
         task = bar.add_task("starting", total=len(ids))
 
         def show(peer: str, done: int, all_: int) -> None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DrafterOption,
     DtypeOption,
     PolicyOption,
+    PromptsOption,
+    SliceOption,
     TargetOption,
     ThreadsOption,
+    TimedAnswerOption,
     check_writable,
     find_drafter,
     load_models,
     load_tables,
+    passing_bar,
 )
 from dspark.cli.serve import FIXED_LENGTH
 from dspark.errors import ConfigError
@@ -32,15 +33,12 @@ def command(
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Of each way, after one turn to warm up.")
     ] = 20.0,
-    slice_s: Annotated[float, typer.Option("--slice", min=0.01, help="Seconds of a turn.")] = 1.0,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
-    ] = None,
+    slice_s: SliceOption = 1.0,
+    data: PromptsOption = None,
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     policy: PolicyOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 128,
+    max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts' order.")] = 0,
     dtype: DtypeOption = "bfloat16",
     threads: ThreadsOption = None,
@@ -74,11 +72,10 @@ def command(
     import torch
 
     from dspark.artifacts import provenance, write_artifact
-    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.data.prompts import spread_prompts
     from dspark.models.target import portable_name
 
-    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
-    conversations = [prompt.messages for prompt in spread(prompts, len(prompts))]
+    conversations = [prompt.messages for prompt in spread_prompts(data)]
     model, draft_model = load_models(target, drafter, dtype, threads)
     if policy is None:
         block = 0 if draft_model is None else draft_model.config.block_size
@@ -98,13 +95,7 @@ def command(
     )
     load = bench.Load(users, max_new_tokens, seconds, slice_s, seed)
     calibration = None if tables is None else tables.calibration
-    with Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=Console(file=sys.stderr),
-        transient=True,
-    ) as bar:
+    with passing_bar() as bar:
         task = bar.add_task("starting", total=load.pairs)
 
         def show(done: int, all_: int) -> None:

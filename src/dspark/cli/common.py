@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,8 @@ from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleD
 from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from dspark.engine.adaptive import PolicyTables
 
 DEFAULT_DRAFTER = "dspark"
@@ -47,6 +51,14 @@ PolicyOption = Annotated[
         metavar="NAME",
     ),
 ]
+PromptsOption = Annotated[
+    list[str] | None,
+    typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
+]
+SliceOption = Annotated[float, typer.Option("--slice", min=0.01, help="Seconds of a turn.")]
+TimedAnswerOption = Annotated[  # two tokens have a time between them
+    int, typer.Option("--max-new-tokens", min=2, help="Longest answer in tokens.")
+]
 
 
 def find_drafter(name: str, target: str) -> Path | None:
@@ -77,13 +89,20 @@ def find_drafter(name: str, target: str) -> Path | None:
     )
 
 
-def named_drafter(text: str, target: str) -> tuple[str | None, Path]:
-    """Label, if there is one, and folder of NAME=PATH, a path or a shipped name.
+def named_drafters(texts: Sequence[str] | None, target: str) -> list[tuple[str | None, Path]]:
+    """Label, if there is one, and folder of each drafter; of the default one where none is named.
+
+    Args:
+        texts: NAME=PATH, a path or a shipped name.
 
     Raises:
-        ConfigError: it means no drafter, or the name is empty.
+        ConfigError: one means no drafter, or a name is empty.
         CheckpointError, IncompatibleDrafterError: see `find_drafter`.
     """
+    return [_named_drafter(text, target) for text in texts or [DEFAULT_DRAFTER]]
+
+
+def _named_drafter(text: str, target: str) -> tuple[str | None, Path]:
     label, equals, name = text.partition("=")
     if not equals or Path(text).is_dir():  # a folder's own name may hold the sign
         label, name = "", text
@@ -111,6 +130,20 @@ def check_writable(path: Path) -> None:
         found = f"{above} may not be written to"
     if found:
         raise DataError(f"cannot write {path}", found=found, fix="Choose another place")
+
+
+def passing_bar() -> Progress:
+    """A bar on standard error that goes away when the work is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
 
 
 def best_device() -> str:

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dspark.cli.common import (
-    DEFAULT_DRAFTER,
     DraftersOption,
     DtypeOption,
     PolicyOption,
@@ -23,7 +22,7 @@ from dspark.cli.common import (
     check_writable,
     load_models,
     load_tables,
-    named_drafter,
+    named_drafters,
 )
 from dspark.errors import DataError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -94,7 +93,7 @@ def command(
     temperatures, thresholds = tuple(temperature or [0.0]), tuple(threshold or [])
     settings = Settings(temperatures, top_p, top_k, max_new_tokens, seed, slots, policy, thresholds)
     datasets, files = _datasets(data, limit)
-    places = [named_drafter(text, target) for text in drafter or [DEFAULT_DRAFTER]]
+    places = named_drafters(drafter, target)
     record = provenance("dspark eval", {"seed": seed}, [*files, *(at for _, at in places)])
     rounds = None if trace is None else TraceFile(trace, record)
     model, _ = load_models(target, "none", dtype, threads)

@@ -145,6 +145,19 @@ def spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
     return taken[:n]
 
 
+def spread_prompts(
+    sources: Sequence[str | Path] | None = None, limit: int | None = None
+) -> list[Prompt]:
+    """The prompts of all sources, or the bundled ones without any; `spread`, the first ``limit``.
+
+    Raises:
+        DataError, ConfigError: see `load_prompts` and `spread`.
+    """
+    prompts = [p for source in sources or () for p in load_prompts(source)]
+    prompts = prompts if sources else load_demo_prompts()
+    return spread(prompts, len(prompts) if limit is None else limit)
+
+
 def _messages(row: dict[str, Any], where: str) -> list[dict[str, str]]:
     if row.get("prompt") is not None:
         return [{"role": "user", "content": _text(row["prompt"], f"{where}: prompt")}]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -19,68 +19,12 @@ from time import monotonic
 
 from dspark.core import Request, SamplingParams, StepOutput
 from dspark.engine.engine import Engine, OnStep
+from dspark.engine.stream import Stream, Ticket, put_all
 from dspark.errors import ConfigError, DSparkError, EngineError, QueueFullError
 
 MAX_FAILURES = 3
 
 _log = logging.getLogger("dspark.engine")
-
-
-class _Ticket:
-    """A request and where its events go: outputs, or the error that ends it."""
-
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
-        self.request, self._loop = request, loop
-        self.events: asyncio.Queue[StepOutput | DSparkError] = asyncio.Queue()
-
-    def put(self, event: StepOutput | DSparkError) -> bool:
-        """Hand over an event from any thread; False when the caller's loop is closed."""
-        try:
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:
-            return False
-        return True
-
-
-class Stream(AsyncIterator[StepOutput]):
-    """What one request gets, step by step, up to an output that is `finished`.
-
-    The request is cancelled when its reader is cancelled while it waits, by `aclose`, and when
-    nobody holds the stream any longer, as after a `break` out of `async for`. Read it on the
-    event loop that made it.
-    """
-
-    _over = False
-
-    def __init__(self, ticket: _Ticket, leave: Callable[[], None]) -> None:
-        self._ticket, self._leave = ticket, leave
-
-    async def __anext__(self) -> StepOutput:
-        if self._over:
-            raise StopAsyncIteration
-        try:
-            event = await self._ticket.events.get()
-        except asyncio.CancelledError:
-            self._cancel()
-            raise
-        if isinstance(event, DSparkError):
-            self._over = True
-            raise event
-        self._over = self._over or event.finished
-        return event
-
-    async def aclose(self) -> None:
-        """Cancel the request, which the engine does before its next step."""
-        self._cancel()
-
-    # An async generator would not do: one that was never iterated closes without a word.
-    def __del__(self) -> None:
-        self._cancel()
-
-    def _cancel(self) -> None:
-        if not self._over:
-            self._over = True
-            self._leave()
 
 
 class AsyncEngine:
@@ -107,7 +51,7 @@ class AsyncEngine:
         # Whoever passes the lock before it closes to new requests has a ticket, and no ticket is
         # left without a last event.
         self._lock = threading.Lock()
-        self._tickets: dict[int, _Ticket] = {}  # by request id; only the engine's thread removes
+        self._tickets: dict[int, Ticket] = {}  # by request id; only the engine's thread removes
         self._arriving = 0  # requests in the inbox
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -176,7 +120,7 @@ class AsyncEngine:
                 raise QueueFullError(
                     "Too many requests are waiting", found=waiting, fix="Try again later"
                 )
-            ticket = self._tickets[request.id] = _Ticket(request, loop)
+            ticket = self._tickets[request.id] = Ticket(request, loop)
             self._arriving += 1
             self._inbox.put(partial(self._admit, ticket))
         return Stream(ticket, partial(self._inbox.put, partial(self._end, ticket)))
@@ -262,14 +206,19 @@ class AsyncEngine:
             return
         self._failures = 0
         self._show(outputs)
+        for ticket in put_all(self._addressed(outputs)):
+            self._end(ticket)
+
+    def _addressed(self, outputs: list[StepOutput]) -> list[tuple[Ticket, StepOutput]]:
+        """Outputs with the tickets they are for; finished ones are closed."""
+        found = []
         for output in outputs:
             ticket = self._tickets.get(output.request.id)
-            if ticket is None:
-                continue
-            if output.finished:
-                del self._tickets[output.request.id]
-            if not ticket.put(output) and not output.finished:
-                self._end(ticket)
+            if ticket is not None:
+                found.append((ticket, output))
+                if output.finished:
+                    del self._tickets[output.request.id]
+        return found
 
     def _show(self, outputs: list[StepOutput]) -> None:
         if self._on_step is None:
@@ -298,6 +247,8 @@ class AsyncEngine:
             running = [t for t in self._open_tickets() if t.request.slot is not None]
             culprits = sorted(running, key=lambda ticket: ticket.request.id)[-1:]
         for ticket in culprits:
+            # Not what was found, which may quote the text.
+            _log.warning("request %d made a step fail: %s", ticket.request.id, error.what)
             self._end(ticket, error)
 
     def _fail(self, error: BaseException) -> None:
@@ -313,12 +264,12 @@ class AsyncEngine:
 
     # ---- commands, carried out on the engine's thread --------------------------------------
 
-    def _admit(self, ticket: _Ticket) -> None:
+    def _admit(self, ticket: Ticket) -> None:
         with self._lock:
             self._arriving -= 1
             self._engine.submit_request(ticket.request)
 
-    def _end(self, ticket: _Ticket, error: DSparkError | None = None) -> None:
+    def _end(self, ticket: Ticket, error: DSparkError | None = None) -> None:
         """Cancel a request, unless it has ended; its reader gets the error or a last output."""
         if self._tickets.pop(ticket.request.id, None) is None:
             return
@@ -332,7 +283,7 @@ class AsyncEngine:
             if ticket.request.slot is None and not ticket.request.output_ids:
                 self._end(ticket)
 
-    def _open_tickets(self) -> list[_Ticket]:
+    def _open_tickets(self) -> list[Ticket]:
         with self._lock:
             return list(self._tickets.values())
 

@@ -183,8 +183,9 @@ class Engine:
             What each request got; nothing when there is no work, or only parts of prompts.
 
         Raises:
-            EngineError: the models gave numbers that nothing can be drawn from. No text has
-                changed; `cancel` the requests.
+            EngineError: the models gave numbers that nothing can be drawn from, or a grammar
+                failed. No text has changed; `cancel` the requests it names, or all if it names
+                none, and go on.
         """
         start = perf_counter()
         batch = self.queue.next_batch()

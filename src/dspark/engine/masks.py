@@ -3,6 +3,9 @@
 Verification stays what it is: p_t is the target's distribution among allowed tokens, p_d the
 drafter's, so the text is distributed as plain decoding under the grammar.
 
+A grammar that fails or contradicts itself ends its own request alone: the error names it, and is
+raised before a step has changed any text.
+
 Suffixes: R requests, N rows with logits, V vocabulary.
 """
 
@@ -10,15 +13,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark.core import Batch, DraftBlock, Request, VerifyPlan
+from dspark.errors import EngineError
 
 
 def has_grammar(requests: Sequence[Request]) -> bool:
     """Whether any of them keeps to a grammar."""
     return any(request.grammar is not None for request in requests)
+
+
+def allowed_next(request: Request, ids: Sequence[int]) -> NDArray[np.bool_] | None:
+    """Tokens [V] that a request's grammar lets follow its answer and then ``ids``.
+
+    The grammar takes in here what was committed since it was last asked, not when that was
+    committed: by then others' texts may have changed, and the step could not be repeated.
+
+    Returns:
+        None where ``ids`` themselves are not allowed.
+
+    Raises:
+        EngineError: the grammar fails or leaves no way on; it names the request.
+    """
+    assert request.grammar is not None
+    try:
+        if len(request.output_ids) > request.grammar_len:
+            request.grammar.advance(request.output_ids[request.grammar_len :])
+            request.grammar_len = len(request.output_ids)
+        allowed = request.grammar.allowed(ids)
+    except Exception as error:  # whatever it is, the other requests have no part in it
+        raise _failed(request, f"{type(error).__name__}: {error}") from error
+    if allowed is None and not ids:
+        raise _failed(request, "it refuses what it allowed before")
+    if allowed is not None and not allowed.any():
+        raise _failed(request, "it allows no token")
+    return allowed
+
+
+def _failed(request: Request, found: str) -> EngineError:
+    error = EngineError("The grammar of an answer failed", found=found)
+    error.requests = (request.id,)
+    return error
 
 
 class GrammarMasks:
@@ -38,14 +77,18 @@ class GrammarMasks:
         self.lengths: list[int] = [steps] * len(requests)
 
     def apply(self, logits_RV: Tensor, drafted: Sequence[Tensor]) -> Tensor:
-        """Rule out what may not stand in the next slot; a request that has nothing to say ends."""
+        """Rule out what may not stand in the next slot; a request that has nothing to say ends.
+
+        Raises:
+            EngineError: a grammar fails or contradicts itself; it names the request.
+        """
         slot, logits_RV = len(drafted), logits_RV.clone()
         for r, request in self._requests:
             if self.lengths[r] < slot:
                 continue
-            assert request.grammar is not None
-            allowed = request.grammar.allowed([int(ids[r]) for ids in drafted])
-            assert allowed is not None, "the slots before were drawn from allowed tokens"
+            allowed = allowed_next(request, [int(ids[r]) for ids in drafted])
+            if allowed is None:  # the slots before were drawn from allowed tokens
+                raise _failed(request, "it refuses a draft that its masks allowed")
             allowed_V = torch.from_numpy(allowed).to(logits_RV.device)
             if self._d2t is not None:
                 allowed_V = allowed_V[self._d2t]
@@ -63,6 +106,9 @@ def mask_target(
 
     Args:
         logits_NV: of answers that start, requests that are not drafted, anchors and drafts.
+
+    Raises:
+        EngineError: a grammar fails or contradicts itself; it names the request.
     """
     logits_NV, row = logits_NV.clone(), 0
     drafted = [[]] * len(batch.decode) if drafts is None else drafts.draft_ids_RK.tolist()
@@ -71,7 +117,7 @@ def mask_target(
     requests = [*batch.starting, *batch.plain, *batch.decode]
     for request, ids, length in zip(requests, drafted, lengths, strict=True):
         for k in range(length + 1):
-            allowed = None if request.grammar is None else request.grammar.allowed(ids[:k])
+            allowed = None if request.grammar is None else allowed_next(request, ids[:k])
             if allowed is not None:
                 allowed_V = torch.from_numpy(allowed).to(logits_NV.device)
                 logits_NV[row + k].masked_fill_(~allowed_V, float("-inf"))

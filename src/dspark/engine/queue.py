@@ -197,8 +197,6 @@ class RequestQueue:
         if len(ids) > room or (len(ids) == room and finish is None):
             ids, finish = ids[:room], FinishReason.LENGTH
         request.output_ids.extend(ids)
-        if request.grammar is not None:
-            request.grammar.advance(ids)
         request.cached = request.anchor_pos
         request.finish = finish
         if finish is not None:

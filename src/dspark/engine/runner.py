@@ -95,7 +95,8 @@ class Runner:
         """Run the target over prompts, anchors and drafts, and judge the drafts.
 
         Raises:
-            EngineError: logits of the target have no finite largest value; it names the requests.
+            EngineError: logits of the target have no finite largest value, or a grammar failed;
+                it names the requests.
         """
         rows = self._rows(batch, drafts, plan)
         last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
@@ -104,7 +105,7 @@ class Runner:
         try:
             verdict = self._verdict(batch, drafts, plan, logits_NV)
         except EngineError as error:
-            error.requests = _culprits(batch, plan, logits_NV)
+            error.requests = error.requests or _culprits(batch, plan, logits_NV)
             raise
         if self.drafter is not None:
             known = _committed_rows(batch, plan, verdict)

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from dspark.core import FinishReason, RoundRecord, StepOutput
-from dspark.engine.async_engine import Stream
+from dspark.engine.stream import Stream
 from dspark.models.detokenize import TextStream
 from dspark.server.errors import stopping
 from dspark.server.metrics import Metrics

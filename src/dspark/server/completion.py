@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 from typing import Any
 
-from dspark.engine.async_engine import Stream
+from dspark.engine.stream import Stream
 from dspark.errors import DSparkError
 from dspark.server.answer import Answer, Counts, Piece
 from dspark.server.errors import to_api_error

@@ -11,7 +11,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from dspark.errors import EngineError, RequestError
+from dspark.errors import RequestError
 from dspark.models.target import Target
 
 if TYPE_CHECKING:
@@ -89,22 +89,37 @@ class JsonState:
         """Take in committed tokens.
 
         Raises:
-            EngineError: they are not allowed, which verification under the mask rules out.
+            ValueError: they are not allowed, or the library failed.
         """
-        if not self._matcher.is_stopped() and not self._matcher.consume_tokens(list(ids)):
-            raise EngineError("The grammar lost its answer", found=self._matcher.get_error())
+        taken = self._matcher.try_consume_tokens(list(ids))
+        self._check()
+        if not self._only_ends(ids[taken:]):
+            raise ValueError(f"token {ids[taken]} is not allowed")
 
     def allowed(self, ids: Sequence[int]) -> NDArray[np.bool_] | None:
-        """Tokens [V] that may follow the committed ones and ``ids``; None where those may not."""
+        """Tokens [V] that may follow the committed ones and ``ids``; None where those may not.
+
+        Raises:
+            ValueError: the library failed, as it does where a schema asks for too much work.
+        """
         taken = self._matcher.try_consume_tokens(list(ids)) if ids else 0
-        try:
-            stopped = self._matcher.is_stopped()
-            if not all(stopped and self._ended_V[token] for token in ids[taken:]):
-                return None
-            if stopped:  # a draft may go on behind the end, with nothing but ends
-                return self._ended_V
-            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-            return np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
-        finally:
-            if taken:
-                self._matcher.rollback(taken)
+        mask_V = self._mask() if self._only_ends(ids[taken:]) else None
+        if taken:
+            self._matcher.rollback(taken)
+        self._check()
+        return mask_V
+
+    def _mask(self) -> NDArray[np.bool_]:
+        if self._matcher.is_stopped():  # a draft may go on behind the end, with nothing but ends
+            return self._ended_V
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
+
+    def _only_ends(self, rest: Sequence[int]) -> bool:
+        """Whether what was not consumed of a text is nothing, or stands behind its end."""
+        return not rest or (self._matcher.is_stopped() and bool(self._ended_V[list(rest)].all()))
+
+    def _check(self) -> None:
+        """Tell of an error: the library itself would from then on allow the end and no more."""
+        if self._matcher.is_error():
+            raise ValueError(" ".join(self._matcher.get_error().split())[:300])

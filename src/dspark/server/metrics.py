@@ -17,6 +17,7 @@ from dspark.core import StepOutput, StepStats
 from dspark.server.drift import DriftReport
 
 PREFIX = "dspark:"
+REASONS = ("stop", "length", "cancelled", "timeout", "error")  # why answers end
 
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -50,9 +51,10 @@ class Metrics:
 
     Args:
         gauges: is asked at every scrape.
+        draft_len: draft tokens a round, at most.
     """
 
-    def __init__(self, gauges: Callable[[], Gauges]) -> None:
+    def __init__(self, gauges: Callable[[], Gauges], draft_len: int) -> None:
         self.registry = CollectorRegistry()
         count, time = self._counter, self._histogram
         self._drafts = count("spec_decode_num_drafts", "Rounds with a draft")
@@ -75,6 +77,11 @@ class Metrics:
         self._whole = time("e2e_request_latency_seconds", "Whole requests, by answer", _SLOW)
         self._step = time("step_seconds", "Steps of the engine", _FAST)
         self.registry.register(_Live(gauges))
+        # A counter that begins with its first count has no growth there for `rate` to see.
+        for position in range(draft_len):
+            self._accepted_at.labels(position)
+        for reason in REASONS:
+            self._answers.labels(reason)
 
     def step(self, outputs: Sequence[StepOutput], stats: StepStats) -> None:
         """Count one engine step.
@@ -104,7 +111,7 @@ class Metrics:
             self._between.observe(seconds / count)
 
     def answer_ended(self, reason: str, seconds: float) -> None:
-        """Note how an answer ended: stop, length, cancelled, timeout or error."""
+        """Note how an answer ended, one of `REASONS`."""
         self._answers.labels(reason).inc()
         self._whole.observe(seconds)
 

@@ -53,7 +53,8 @@ class Monitor:
         self._last = replace(engine.stats)
         self._capacity, self._cache_use = 0, 0.0
         self._outer: AsyncEngine | None = None
-        self.metrics, self.history = Metrics(self._gauges), History()
+        self.metrics = Metrics(self._gauges, engine.policy.draft_len)
+        self.history = History()
 
     def watch(self, outer: AsyncEngine) -> None:
         """Name the engine that callers use; before its first step."""

@@ -1,0 +1,35 @@
+"""Plain records that pass between the parts of the engine.
+
+Nothing here imports torch: the scheduler, the queue and their tests run without it.
+"""
+
+from dspark.core.outputs import StepOutput, StepStats, TokenKind
+from dspark.core.requests import (
+    MAX_LOGPROBS,
+    FinishReason,
+    Grammar,
+    GrammarState,
+    Request,
+    RoundRecord,
+    SamplingParams,
+)
+from dspark.core.rounds import Batch, Chunk, DraftBlock, TokenLogprobs, Verdict, VerifyPlan
+
+__all__ = [
+    "MAX_LOGPROBS",
+    "Batch",
+    "Chunk",
+    "DraftBlock",
+    "FinishReason",
+    "Grammar",
+    "GrammarState",
+    "Request",
+    "RoundRecord",
+    "SamplingParams",
+    "StepOutput",
+    "StepStats",
+    "TokenKind",
+    "TokenLogprobs",
+    "Verdict",
+    "VerifyPlan",
+]

@@ -1,0 +1,146 @@
+"""One step on its way through the engine: batch, drafts, plan, verdict.
+
+Suffixes: R requests, K block slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dspark.core.requests import Request
+
+if TYPE_CHECKING:  # the records do not need to know
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Positions ``start`` to ``end - 1`` of a request's context, to run through the target.
+
+    The context is the prompt and, for a request that lost its place in the caches, what it has
+    said so far without the anchor.
+    """
+
+    request: Request
+    start: int
+    end: int
+
+    @property
+    def rows(self) -> int:
+        return self.end - self.start
+
+    @property
+    def starts_answer(self) -> bool:
+        """Its last position is the prompt's last, so the first token of the answer follows."""
+        return self.end == len(self.request.prompt_ids) and not self.request.output_ids
+
+    def ids(self) -> list[int]:
+        """Token ids of its positions."""
+        return self._text()[self.start : self.end]
+
+    def next_id(self) -> int:
+        """The known token behind it; there is none where it starts the answer."""
+        return self._text()[self.end]
+
+    def _text(self) -> list[int]:
+        return [*self.request.prompt_ids, *self.request.output_ids]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The requests of one engine step.
+
+    Attributes:
+        prefill: parts of contexts that have not been through the target, in order of arrival.
+        decode: have an anchor and are drafted; in order of cache slot.
+        plain: have an anchor and are not drafted in this step; in order of cache slot.
+        draft_len: draft tokens to make for each; 0 leaves it to the engine's policy.
+    """
+
+    prefill: list[Chunk]
+    decode: list[Request]
+    plain: list[Request] = field(default_factory=list)
+    draft_len: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.prefill or self.decode or self.plain)
+
+    @property
+    def other_rows(self) -> int:
+        """Rows of the target forward beside those of drafted requests."""
+        return self.prefill_rows + len(self.plain)
+
+    @property
+    def prefill_rows(self) -> int:
+        """Prompt tokens that this step runs through the target."""
+        return sum(chunk.rows for chunk in self.prefill)
+
+    @property
+    def starting(self) -> list[Request]:
+        """Requests whose answers start in this step."""
+        return [chunk.request for chunk in self.prefill if chunk.starts_answer]
+
+
+@dataclass(slots=True)
+class DraftBlock:
+    """Draft tokens of one round for R requests.
+
+    Attributes:
+        draft_ids_RK: target-vocabulary ids of the drafted tokens, int64.
+        draft_probs_RKV: the distributions they were drawn from, over the draft vocabulary,
+            float32; None when every request is greedy.
+        confidence_RK: c_k, the probability that slot k survives given that the slots before
+            it did; None without a confidence head.
+        lengths: drafted tokens of each request that count; None where all do.
+    """
+
+    draft_ids_RK: Tensor
+    draft_probs_RKV: Tensor | None = None
+    confidence_RK: Tensor | None = None
+    lengths: Sequence[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """How many draft tokens of each request go to the target this round."""
+
+    verify_len: tuple[int, ...]
+
+    @property
+    def batch_tokens(self) -> int:
+        """B: rows of the target forward, one anchor row a request included."""
+        return len(self.verify_len) + sum(self.verify_len)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the target thought of a committed token, before temperature and filters.
+
+    Attributes:
+        logprob: natural logarithm of its probability.
+        top: ids and log-probabilities of the likeliest tokens, best first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Outcome of verification for R requests.
+
+    Attributes:
+        accepted: number of draft tokens accepted, per request.
+        next_id: the correction (after a rejection) or bonus token, per request.
+        first_id: first token of each answer that starts in this step.
+        plain_id: next token of each request that was not drafted.
+        logprobs: by request id, of the accepted tokens and the one after; where asked for.
+    """
+
+    accepted: list[int]
+    next_id: list[int]
+    first_id: list[int] = field(default_factory=list)
+    plain_id: list[int] = field(default_factory=list)
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
