@@ -156,7 +156,7 @@ class Position(Record):
     ece_before: Number
     ece_after: Number
     auroc: Number
-    auroc_true: Number = None
+    auroc_true: Number = math.nan
     brier_before: Number
     brier_after: Number
     noise_floor: Number
@@ -173,7 +173,7 @@ class CalibrationCheck(Record):
     ece_before_mean: Number
     ece_after_mean: Number
     auroc_mean: Number
-    auroc_true_mean: Number = None
+    auroc_true_mean: Number = math.nan
     noise_floor_mean: Number
     positions: list[Position]
 
