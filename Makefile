@@ -60,7 +60,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 
 demo: setup  ## fetch the default target, then answer with and without the drafter
 	$(BIN)/dspark fetch smollm2-135m
-	$(BIN)/dspark demo --policy fixed:4 $(DEMO_FLAGS)
+	$(BIN)/dspark demo --policy fixed:5 $(DEMO_FLAGS)
 
 test: setup  ## all tests but the soak ones, under 10 minutes
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
