@@ -203,3 +203,10 @@ def test_any_target_runs_in_the_same_engine() -> None:
     plain = answer(target, None, [[1, 2], [3], [4, 4, 4]], GREEDY)
     drafter = random_drafter(target, 3, gain=20.0)
     assert answer(target, drafter, [[1, 2], [3], [4, 4, 4]], GREEDY, slots=2) == plain
+
+
+def test_a_top_k_that_no_tensor_holds_is_refused() -> None:
+    """It once reached a step, and the step's failure stopped the engine."""
+    assert SamplingParams(top_k=2**31 - 1).top_k == 2**31 - 1
+    with pytest.raises(RequestError, match="top_k is out of range"):
+        SamplingParams(top_k=2**63)

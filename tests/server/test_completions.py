@@ -201,6 +201,7 @@ CHAT_INERT: list[tuple[str, list[Any], Any]] = [
     ("temperature", [0, 0.0], 2.5),
     ("top_p", [None, 1, 1.0], 0),
     ("top_k", [None, 0], -1),
+    ("top_k", [2**31 - 1], 2**70),  # once it stopped the engine
     ("seed", [None, 5], 2**63),
     ("stop", [None, [], "never said"], ["a", "b", "c", "d", "e"]),
     ("max_tokens", [6], 0),

@@ -69,7 +69,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         limits = [
             ("temperature", self.temperature, 0 <= self.temperature <= 100, "0 to 100"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top_k", self.top_k, 0 <= self.top_k < 2**31, "0 to 2**31 - 1"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
             (

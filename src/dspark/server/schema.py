@@ -123,7 +123,7 @@ class CompletionFields(Strict):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, description="Unset is 1; 0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="0 keeps all tokens. Not OpenAI's.")
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="0 keeps all tokens. Not OpenAI's.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
