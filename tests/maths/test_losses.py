@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dspark.maths import losses
+from dspark.maths.loss_rows import row_terms
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss, position_weights
 
 A, K, D, R, V = 11, 5, 16, 6, 37
@@ -138,6 +140,15 @@ def near(found: Any, expected: Any, atol: float = 1e-6) -> None:
     )
 
 
+@pytest.fixture(params=["in place", "fused"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors and GPUs take different forms of the same terms; here both run, uncompiled."""
+    if request.param == "fused":
+        monkeypatch.setattr(losses, "fused_row_terms", lambda: row_terms)
+        monkeypatch.setattr(losses, "_terms", losses._fused_terms)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("weights", list(WEIGHTS))
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradients_are_those_of_plain_autograd(kind: str, weights: str) -> None:
@@ -293,6 +304,7 @@ def test_without_confidence_there_is_no_such_term() -> None:
     near(given.fused().total, given.fused(replace(PAPER, bce=5.0)).total)
 
 
+@pytest.mark.usefixtures("form")
 def test_without_gradients_the_values_are_the_same() -> None:
     given = case()
     with torch.no_grad():
@@ -300,6 +312,7 @@ def test_without_gradients_the_values_are_the_same() -> None:
     near(silent.total, given.fused().total.detach())
 
 
+@pytest.mark.usefixtures("form")
 def test_bfloat16_weights_stay_close() -> None:
     """The target's head may be bfloat16 while the drafter trains in float32."""
     given = case()

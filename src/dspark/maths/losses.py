@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dspark.maths.loss_rows import fused_row_terms
+
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
@@ -93,27 +95,11 @@ class _FusedDraftLoss(torch.autograd.Function):
         for start in range(0, rows, chunk):
             part = slice(start, min(start + chunk, rows))
             logits, scale = _draft_logits(inputs[part], table, size, teacher.softcap)
-            p_d = torch.softmax(logits, -1, dtype=torch.float32)
-            p_t = _teacher_probs(teacher, part)
-            label = labels_N[part]
-            known = label >= 0
-            index = label.clamp(min=0)[:, None]
-            own = p_d.gather(1, index)[:, 0].clamp(min=1e-30)
-            ce_N[part] = torch.where(known, -own.log(), 0.0)
-            overlap_N[part] = torch.minimum(p_d, p_t).sum(-1)
-            if weights.soft:
-                ce_N[part] = -(p_t * p_d.clamp(min=1e-30).log()).sum(-1)
-            if grad_inputs is None:
+            terms = (teacher, part, labels_N[part], weight_N[part], weights, wants_grad)
+            kind = _fused_terms if logits.device.type == "cuda" else _terms
+            ce_N[part], overlap_N[part], grad = kind(logits, *terms)
+            if grad_inputs is None or grad is None:
                 continue
-            soft = (weights.soft * weight_N[part, None]) * p_t if weights.soft else None
-            sign = torch.sub(p_d, p_t, out=p_t).sign_()
-            inner = (sign * p_d).sum(-1, keepdim=True)
-            weight = weight_N[part, None]
-            ce_row = (weights.ce * weight) * known[:, None]
-            grad = sign.sub_(inner).mul_(weights.tv * weight).add_(ce_row).mul_(p_d)
-            grad.scatter_add_(1, index, -ce_row)
-            if soft is not None:
-                grad.addcmul_(p_d, soft.sum(-1, keepdim=True)).sub_(soft)
             if grad_w2 is not None:
                 grad_w2 += grad.T.to(dtype) @ inputs[part, size:]
             if scale is None:
@@ -138,6 +124,54 @@ class _FusedDraftLoss(torch.autograd.Function):
         return grads[:, :size].to(hidden_dtype), features, w2, *([None] * 5)
 
 
+def _terms(
+    logits: Tensor,
+    teacher: Teacher,
+    part: slice,
+    label: Tensor,
+    weight: Tensor,
+    weights: LossWeights,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What :func:`dspark.maths.loss_rows.row_terms` says, in place as far as it goes."""
+    p_d = torch.softmax(logits, -1, dtype=torch.float32)
+    p_t = _teacher_logits(teacher, part).sub(teacher.log_norm_N[part, None]).exp_()
+    known = label >= 0
+    index = label.clamp(min=0)[:, None]
+    own = p_d.gather(1, index)[:, 0].clamp(min=1e-30)
+    ce = torch.where(known, -own.log(), 0.0)
+    overlap = torch.minimum(p_d, p_t).sum(-1)
+    if weights.soft:
+        ce = -(p_t * p_d.clamp(min=1e-30).log()).sum(-1)
+    if not wants_grad:
+        return ce, overlap, None
+    weight = weight[:, None]
+    soft = (weights.soft * weight) * p_t if weights.soft else None
+    sign = torch.sub(p_d, p_t, out=p_t).sign_()
+    inner = (sign * p_d).sum(-1, keepdim=True)
+    ce_row = (weights.ce * weight) * known[:, None]
+    grad = sign.sub_(inner).mul_(weights.tv * weight).add_(ce_row).mul_(p_d)
+    grad.scatter_add_(1, index, -ce_row)
+    if soft is not None:
+        grad.addcmul_(p_d, soft.sum(-1, keepdim=True)).sub_(soft)
+    return ce, overlap, grad
+
+
+def _fused_terms(
+    logits: Tensor,
+    teacher: Teacher,
+    part: slice,
+    label: Tensor,
+    weight: Tensor,
+    weights: LossWeights,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same through the compiled function."""
+    rows = (_teacher_logits(teacher, part), teacher.log_norm_N[part], label, weight)
+    shares = (weights.ce, weights.tv, weights.soft)
+    return fused_row_terms()(logits, *rows, *shares, wants_grad)
+
+
 def _softcapped(logits: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
     """Capped logits and d(capped)/d(logits), which is None without a cap."""
     if cap is None:
@@ -156,11 +190,10 @@ def _draft_logits(
     return logits + F.linear(inputs[:, size:], table[:, size:]), scale
 
 
-def _teacher_probs(teacher: Teacher, part: slice) -> Tensor:
-    """p_t over the draft vocabulary for one chunk, float32, summing to at most 1."""
+def _teacher_logits(teacher: Teacher, part: slice) -> Tensor:
+    """The target's logits over the draft vocabulary for one chunk."""
     logits = F.linear(teacher.last_ND[part].to(teacher.head_VD.dtype), teacher.head_VD)
-    logits = _softcapped(logits, teacher.softcap)[0]
-    return torch.sub(logits, teacher.log_norm_N[part, None]).exp_()
+    return _softcapped(logits, teacher.softcap)[0]
 
 
 @dataclass(slots=True)
@@ -206,12 +239,12 @@ def draft_loss(
         normaliser: Σ of position weights over the whole optimiser step (all micro-batches and
             ranks); by default this batch's own.
         chunk: slots handled at once, which bounds memory at a few chunk x V float32 tensors; by
-            default 256 on a CPU, whose cache they should meet, and 2^26 / V elsewhere.
+            default 256 on a CPU, whose cache they should meet, and 2^27 / V elsewhere.
     """
     assert not (weights.ce and weights.soft), "one kind of cross-entropy at a time"
     if chunk is None:
         on_cpu = hidden_AKD.device.type == "cpu"
-        chunk = 256 if on_cpu else max(2**26 // len(teacher.head_VD), 256)
+        chunk = 256 if on_cpu else max(2**27 // len(teacher.head_VD), 256)
     weight_AK = position_weights(label_valid_AK, weights.decay)
     total_weight = float(weight_AK.sum()) if normaliser is None else normaliser
     weight_AK = weight_AK / max(total_weight, 1e-8)

@@ -113,6 +113,15 @@ class PaddedBlockAttention:
         seen_SAT = torch.arange(place.width, device=device) < first_SA[..., None]
         mask = torch.zeros(seen_SAT.shape, dtype=dtype, device=device)
         self.mask_SAT = mask.masked_fill_(~seen_SAT, float("-inf"))
+        self._rows_mask: Tensor | None = None
+
+    def _mask(self, groups: int) -> Tensor:
+        """The mask for folded query rows [S, G·A·K, T], the same in every layer."""
+        if self._rows_mask is None:
+            self._rows_mask = self.mask_SAT.repeat_interleave(self.block_size, 1).repeat(
+                1, groups, 1
+            )
+        return self._rows_mask
 
     def __call__(self, layer: int, q_NHP: Tensor, k_NHP: Tensor, v_NHP: Tensor) -> Tensor:
         """Mixed values [N, H · P]."""
@@ -123,9 +132,8 @@ class PaddedBlockAttention:
         scale = size**-0.5
         own = torch.matmul(q_SHGAKP, k_SHAKP.transpose(-1, -2)[:, :, None]) * scale
         shape = own.shape  # S, H, G, A, K, K
-        rows = self.mask_SAT.repeat_interleave(self.block_size, 1).repeat(1, shape[2], 1)
         mixed, share = joint_attention(
-            q_SHGAKP.flatten(2, 4), k_SHTP, v_SHTP, rows, own.flatten(2, 4), scale
+            q_SHGAKP.flatten(2, 4), k_SHTP, v_SHTP, self._mask(shape[2]), own.flatten(2, 4), scale
         )
         mixed = mixed.view(q_SHGAKP.shape) + torch.matmul(share.view(shape), v_SHAKP[:, :, None])
         packed = self.rows.pack(mixed.permute(0, 3, 4, 1, 2, 5))

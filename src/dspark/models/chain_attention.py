@@ -112,6 +112,13 @@ class PaddedChainAttention:
         hidden = torch.arange(context.width, device=device) > at_SW[..., None]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
         self.mask_SWT = mask.masked_fill_(hidden, float("-inf"))
+        self._rows_mask: Tensor | None = None
+
+    def _mask(self, groups: int) -> Tensor:
+        """The mask for folded query rows [S, G·W, T], the same at every step."""
+        if self._rows_mask is None:
+            self._rows_mask = self.mask_SWT.repeat(1, groups, 1)
+        return self._rows_mask
 
     def add_step(self, k_QHP: Tensor, v_QHP: Tensor) -> None:
         """Keys and values of one more step, one row for each learning position."""
@@ -128,7 +135,7 @@ class PaddedChainAttention:
         own = q_SHGWP.new_empty(*q_SHGWP.shape[:-1], 0)
         if scores:
             own = torch.stack(scores, -1) * scale
-        mask = self.mask_SWT.repeat(1, q_SHGWP.shape[2], 1)
+        mask = self._mask(q_SHGWP.shape[2])
         mixed, share = joint_attention(
             q_SHGWP.flatten(2, 3), self.keys, self.values, mask, own.flatten(2, 3), scale
         )

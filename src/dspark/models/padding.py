@@ -54,7 +54,7 @@ def joint_attention(
     Returns:
         What the context adds to the mix [S, H, X, P], and the own keys' shares [S, H, X, J].
     """
-    scores = torch.matmul(q_SHXP, k_SHTP.transpose(-1, -2)) * scale + mask_SXT[:, None]
+    scores = torch.matmul(q_SHXP * scale, k_SHTP.transpose(-1, -2)) + mask_SXT[:, None]
     joint = torch.cat([scores, own_SHXJ], -1).softmax(-1).to(v_SHTP.dtype)
     context = k_SHTP.shape[2]
     return torch.matmul(joint[..., :context], v_SHTP), joint[..., context:]
