@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from dspark.regeneration.regenerate import Progress
 
+DEFAULT_SLOTS = {"cuda": 1024, "cpu": 128}
 DEFAULT_TEMPERATURES = "0:0.35,0.6@0.95:0.25,1:0.4"
 
 
@@ -41,7 +42,12 @@ def command(
         int | None,
         typer.Option(min=1, help="Stop once the file has this many response tokens."),
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 128,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Answers made at the same time; default: 1,024 on a GPU, else 128."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")
@@ -75,7 +81,8 @@ def command(
 
     if threads:
         torch.set_num_threads(threads)
-    model = load_target(target, dtype, best_device())
+    device = best_device()
+    model = load_target(target, dtype, device)
     with _Bar(len(chosen), tokens) as bar:
         try:
             done = run(
@@ -86,7 +93,7 @@ def command(
                 suffix_share=suffix_share,
                 max_new_tokens=max_new_tokens,
                 max_len=max_len,
-                slots=slots,
+                slots=slots or DEFAULT_SLOTS[device],
                 seed=seed,
                 limit_tokens=tokens,
                 on_progress=bar.show,

@@ -20,6 +20,7 @@ from dspark.models.family import TargetSpec, rope_tables
 from dspark.models.layers import PackedLinear, RMSNorm, rotary, rotate
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Rotary = dict[str, tuple[Tensor, Tensor]]
 
 
 def _norm(module: Any, spec: TargetSpec) -> RMSNorm:
@@ -119,19 +120,27 @@ class LeanModel(nn.Module):
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype)
         return x_TD
 
+    def rotary(self, positions_T: Tensor) -> Rotary:
+        """Cosines and sines at these positions, by kind of layer."""
+        dtype = self.embedding.dtype
+        return {kind: rotary(positions_T, table, dtype) for kind, table in self.ropes.items()}
+
     def forward(
-        self, ids_T: Tensor, positions_T: Tensor, attend: Attention, tap_ids: Sequence[int] = ()
+        self,
+        ids_T: Tensor,
+        positions_T: Tensor,
+        attend: Attention,
+        tap_ids: Sequence[int] = (),
+        tables: Rotary | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run all rows.
+        """Run all rows; ``tables`` is what `rotary` gives where the caller has it already.
 
         Returns:
             The final-normed last state [T, D] and the taps [T, len(tap_ids) · D], each the raw
             output of a layer, in the order of ``tap_ids`` (None when there are none).
         """
         x_TD = self.embed(ids_T)
-        tables = {
-            kind: rotary(positions_T, table, x_TD.dtype) for kind, table in self.ropes.items()
-        }
+        tables = self.rotary(positions_T) if tables is None else tables
         taps: dict[int, Tensor] = {}
         for index, layer in enumerate(self.layers):
             cos, sin = tables[self.spec.layer_types[index]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from dspark.artifacts import append_jsonl, read_jsonl, repair_jsonl, write_error
 from dspark.core import FinishReason, Request
 from dspark.data.prompts import Prompt
 from dspark.data.responses import ResponseRow
-from dspark.engine.engine import Engine
 from dspark.errors import ConfigError, DataError, RequestError
 from dspark.models.target import Target
+from dspark.regeneration.batches import Batch, Decoder, make_batch
 from dspark.regeneration.mixture import (
     DEFAULT_MIXTURE,
     Mixture,
@@ -31,7 +32,6 @@ from dspark.regeneration.mixture import (
 )
 
 MAX_LEN = 1024
-_READY = 16  # requests kept in line, so that slots never wait for the tokenizer
 _FLUSH_ROWS, _FLUSH_S = 16, 2.0
 
 
@@ -72,6 +72,7 @@ def run(
     seed: int = 0,
     limit_tokens: int | None = None,
     on_progress: OnProgress = lambda progress: None,
+    decoder: Decoder = "auto",
 ) -> Progress:
     """Answer prompts with the target and append the answers to a JSON-lines file.
 
@@ -84,11 +85,13 @@ def run(
         max_new_tokens: length limit of an answer.
         max_len: longest prompt and answer together; a prompt without room for a whole answer is
             skipped and counted.
-        slots: answers made at the same time.
+        slots: answers made at the same time; on a GPU at most what its memory holds.
         seed: decides order, temperatures, wording and draws, each from the prompt's id.
         limit_tokens: begin no new answer once the file and the answers under way have so many
             response tokens; those under way are finished, so that short ones are not favoured.
         on_progress: called after every step.
+        decoder: "graph" draws through `PlainBatch`, "engine" through `Engine`; "auto" takes the
+            former on a GPU where the target suits it. The answers are the same up to rounding.
 
     Raises:
         DataError: the file cannot be written, or holds answers that other options gave.
@@ -102,29 +105,30 @@ def run(
             fix="Leave .gz off; compress the finished file",
         )
     job = _Job(target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed)
-    engine = Engine(target, policy="off", slots=slots, max_len=max_len, seed=seed)
+    batch = make_batch(target, slots, max_len, decoder)
     started = time.monotonic()
-    todo = job.requests(engine)
+    todo = job.requests(batch)
+    fill = partial(_fill, batch, job, todo, limit_tokens)
     try:
-        while True:
-            _fill(engine, job, todo, limit_tokens)
-            if not engine.queue:
-                break
-            for output in engine.step():
-                job.progress.new_tokens += len(output.token_ids)
-                if output.finished:
-                    job.finish(output.request)
+        fill()
+        while batch:
+            drawn, finished = batch.step(fill)
+            job.progress.new_tokens += drawn
+            for request in finished:
+                job.finish(request)
             job.flush_if_due()
             job.progress.seconds = time.monotonic() - started
             on_progress(job.progress)
+            if not batch:
+                fill()
     finally:  # finished answers are kept whatever happens
         job.flush()
     return job.progress
 
 
-def _fill(engine: Engine, job: _Job, todo: Iterator[Request], limit_tokens: int | None) -> None:
+def _fill(batch: Batch, job: _Job, todo: Iterator[Request], limit_tokens: int | None) -> None:
     """Keep some requests in line until prompts or tokens run out."""
-    while engine.queue.waiting < _READY:
+    for _ in range(batch.wanted):
         if limit_tokens is not None and job.drawn >= limit_tokens:
             return
         if next(todo, None) is None:
@@ -183,7 +187,7 @@ class _Job:
                 )
         return done
 
-    def requests(self, engine: Engine) -> Iterator[Request]:
+    def requests(self, batch: Batch) -> Iterator[Request]:
         """Submit one prompt after the other; those that are too long are counted and left."""
         for prompt in self.left:
             messages = worded(prompt, self.suffix_share, self.seed)
@@ -192,10 +196,10 @@ class _Job:
                 ids = self.target.encode_messages(messages)
             except RequestError:
                 ids = []
-            if not ids or len(ids) + self.max_new_tokens > engine.max_len:
+            if not ids or len(ids) + self.max_new_tokens > batch.max_len:
                 self.progress.skipped += 1
                 continue
-            request = engine.submit(ids, params)
+            request = batch.submit(ids, params)
             self._open[request] = (prompt, messages[-1]["content"])
             yield request
 
