@@ -156,12 +156,14 @@ class GraphDecoder:
     def _record(self) -> None:
         """Record a step of each length; where that fails, steps run call by call."""
         graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        before = torch.cuda.current_stream(self.target.device)
         try:
             with torch.cuda.device(self.target.device):
                 pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
                 for length in reversed(self._lengths):  # the longest needs the most memory
                     graphs[length] = self._recorded(length, pool, stream)
         except RuntimeError as error:
+            torch.cuda.set_stream(before)  # a recording that fails leaves its own behind
             what = " ".join(str(error).split())[:200]
             warnings.warn(f"CUDA graph not recorded, steps will be slow: {what}", stacklevel=3)
             return
