@@ -55,6 +55,8 @@ def joint_attention(
         What the context adds to the mix [S, H, X, P], and the own keys' shares [S, H, X, J].
     """
     scores = torch.matmul(q_SHXP * scale, k_SHTP.transpose(-1, -2)) + mask_SXT[:, None]
-    joint = torch.cat([scores, own_SHXJ], -1).softmax(-1).to(v_SHTP.dtype)
+    # Autocast would make float32 copies around a soft-max that computes in float32 anyway.
+    with torch.autocast(scores.device.type, enabled=False):
+        joint = torch.cat([scores, own_SHXJ.to(scores.dtype)], -1).softmax(-1).to(v_SHTP.dtype)
     context = k_SHTP.shape[2]
     return torch.matmul(joint[..., :context], v_SHTP), joint[..., context:]
