@@ -9,7 +9,7 @@ from typing import Any
 
 from dspark.core import FinishReason, RoundRecord, StepOutput
 from dspark.engine.stream import Stream
-from dspark.models.detokenize import TextStream
+from dspark.models.detokenize import TextStream, TokenTexts
 from dspark.server.errors import stopping
 from dspark.server.metrics import Metrics
 from dspark.server.text import StopStrings, Token
@@ -70,7 +70,7 @@ class Answer:
     Attributes:
         index: among the answers of the request.
         outputs: the engine's stream; leaving it cancels the request.
-        tokenizer: the target's.
+        texts: of the target's tokens.
         stops: strings that end the text and are not part of it.
         metrics: hears of tokens.
         pieces: those handed over.
@@ -79,7 +79,7 @@ class Answer:
 
     index: int
     outputs: Stream
-    tokenizer: Any
+    texts: TokenTexts
     stops: Sequence[str]
     metrics: Metrics
     counts: Counts = field(default_factory=Counts)
@@ -98,7 +98,7 @@ class Answer:
             ApiError: the server stops.
             EngineError: the engine failed.
         """
-        text, filter_, last = TextStream(self.tokenizer), StopStrings(self.stops), perf_counter()
+        text, filter_, last = TextStream(self.texts), StopStrings(self.stops), perf_counter()
         async for output in self.outputs:
             now = perf_counter()
             if output.token_ids:

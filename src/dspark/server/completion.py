@@ -41,9 +41,9 @@ class Completion:
             service.settings.timeout_s, self._pieces.put_nowait, TimeoutError()
         )
         self._unfinished = "cancelled"  # how answers ended that did not end by themselves
-        tokenizer, metrics = service.target.tokenizer, service.monitor.metrics
+        texts, metrics = service.texts, service.monitor.metrics
         self.answers = [
-            Answer(i, stream, tokenizer, stops, metrics) for i, stream in enumerate(streams)
+            Answer(i, stream, texts, stops, metrics) for i, stream in enumerate(streams)
         ]
         self._tasks = [asyncio.create_task(self._run(answer)) for answer in self.answers]
 
