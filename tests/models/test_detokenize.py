@@ -107,6 +107,7 @@ def test_the_default_tokenizer(default_target: Path) -> None:
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+        assert pieces(tokenizer, ids) == pieces(Plain(tokenizer), ids)
 
 
 class Plain:

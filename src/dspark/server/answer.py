@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 from dspark.core import FinishReason, RoundRecord, StepOutput
-from dspark.engine.stream import Stream
+from dspark.engine.stream import Event, Stream
+from dspark.errors import DSparkError
 from dspark.models.detokenize import TextStream, TokenTexts
 from dspark.server.errors import stopping
 from dspark.server.metrics import Metrics
 from dspark.server.text import StopStrings, Token
 
-Emit = Callable[["Piece"], None]
+Emit = Callable[["Piece | Exception"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +91,34 @@ class Answer:
         """All that was shown."""
         return "".join(piece.text for piece in self.pieces)
 
-    async def run(self, emit: Emit) -> None:
-        """Hand over pieces until the answer is complete.
+    def run(self, emit: Emit) -> None:
+        """Hand pieces over as they come, up to the last one or the error that ends them.
 
-        Raises:
-            ApiError: the server stops.
-            EngineError: the engine failed.
+        An ApiError says that the server stops, an EngineError that the engine failed.
         """
         text, filter_, last = TextStream(self.texts), StopStrings(self.stops), perf_counter()
-        async for output in self.outputs:
-            now = perf_counter()
-            if output.token_ids:
-                self.metrics.tokens_came(len(output.token_ids), now - last, not self.counts.tokens)
-                last = now
-            self.pieces.append(self._take(output, text, filter_))
-            emit(self.pieces[-1])
-            if self.finish is not None:
-                await self.outputs.aclose()
+
+        def take(event: Event) -> None:
+            nonlocal last
+            try:
+                if isinstance(event, DSparkError):
+                    raise event
+                if event.token_ids:
+                    now = perf_counter()
+                    count, first = len(event.token_ids), not self.counts.tokens
+                    self.metrics.tokens_came(count, now - last, first)
+                    last = now
+                piece = self._take(event, text, filter_)
+            except Exception as error:
+                self.outputs.cancel()
+                emit(error)
                 return
+            self.pieces.append(piece)
+            if piece.finish is not None:
+                self.outputs.cancel()  # a stop string ends an answer before the engine does
+            emit(piece)
+
+        self.outputs.listen(take)
 
     def _take(self, output: StepOutput, text: TextStream, filter_: StopStrings) -> Piece:
         made: list[Token] = []

@@ -45,7 +45,8 @@ class Completion:
         self.answers = [
             Answer(i, stream, texts, stops, metrics) for i, stream in enumerate(streams)
         ]
-        self._tasks = [asyncio.create_task(self._run(answer)) for answer in self.answers]
+        for answer in self.answers:
+            answer.run(self._hear)
 
     @classmethod
     async def start(cls, service: Service, body: ChatRequest | CompletionRequest) -> Completion:
@@ -64,7 +65,7 @@ class Completion:
                     streams.append(service.engine.stream(ids, params, sample))
         except DSparkError:
             for stream in streams:
-                await stream.aclose()
+                stream.cancel()
             raise
         return cls(service, prompts, streams, body.stops)
 
@@ -89,9 +90,8 @@ class Completion:
     async def close(self) -> None:
         """End what still runs, and note how everything ended."""
         self._deadline.cancel()
-        for answer, task in zip(self.answers, self._tasks, strict=True):
-            task.cancel()
-            await answer.outputs.aclose()
+        for answer in self.answers:
+            answer.outputs.cancel()
         seconds = perf_counter() - self._start
         reasons = [answer.finish or self._unfinished for answer in self.answers]
         for reason in reasons:
@@ -129,10 +129,7 @@ class Completion:
             },
         }
 
-    async def _run(self, answer: Answer) -> None:
-        try:
-            await answer.run(self._pieces.put_nowait)
-        except Exception as error:
-            if to_api_error(error).status == 500:
-                _log.exception("A request failed")
-            self._pieces.put_nowait(error)
+    def _hear(self, news: Piece | Exception) -> None:
+        if isinstance(news, Exception) and to_api_error(news).status == 500:
+            _log.error("A request failed", exc_info=news)
+        self._pieces.put_nowait(news)
