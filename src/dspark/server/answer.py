@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from time import perf_counter
 
 from dspark.core import FinishReason, RoundRecord, StepOutput
@@ -52,15 +53,18 @@ class Counts:
     verified: int = 0
     accepted: int = 0
 
+    def add(self, tokens: int, record: RoundRecord | None) -> None:
+        """Count a step's tokens, and its round."""
+        self.tokens += tokens
+        if record is not None:
+            self.rounds += 1
+            self.committed += record.committed
+            self.drafted += record.drafted
+            self.verified += record.verified
+            self.accepted += record.accepted
+
     def __add__(self, other: Counts) -> Counts:
-        return Counts(  # field by field: this runs for every step of every answer
-            self.tokens + other.tokens,
-            self.rounds + other.rounds,
-            self.committed + other.committed,
-            self.drafted + other.drafted,
-            self.verified + other.verified,
-            self.accepted + other.accepted,
-        )
+        return Counts(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(slots=True)
@@ -121,22 +125,17 @@ class Answer:
         self.outputs.listen(take)
 
     def _take(self, output: StepOutput, text: TextStream, filter_: StopStrings) -> Piece:
-        made: list[Token] = []
-        shown: list[Token] = []
-        stopped = False
-        for token in self._tokens(output, text):
-            now, stopped = filter_.push(token)
-            made.append(token)
-            shown += now
-            if stopped:
-                break
-        self.counts += _counts(len(made), output.record)
+        tokens = self._tokens(output, text)
+        made, shown, stopped = tokens, tokens, False
+        if self.stops:
+            made, shown, stopped = _filtered(tokens, filter_)
+        self.counts.add(len(made), output.record)
         if stopped:
             self.finish = "stop"
         elif output.finished:
             if output.request.finish is FinishReason.CANCELLED:
                 raise stopping()
-            shown += filter_.flush()
+            shown = [*shown, *filter_.flush()]
             assert output.request.finish is not None
             self.finish = output.request.finish.value
         return Piece(self.index, made, shown, output.record, self.finish)
@@ -155,7 +154,16 @@ class Answer:
         return tokens
 
 
-def _counts(tokens: int, record: RoundRecord | None) -> Counts:
-    if record is None:
-        return Counts(tokens)
-    return Counts(tokens, 1, record.committed, record.drafted, record.verified, record.accepted)
+def _filtered(
+    tokens: Sequence[Token], filter_: StopStrings
+) -> tuple[list[Token], list[Token], bool]:
+    """Tokens up to the one that completes a stop string, those to show, and whether it came."""
+    made: list[Token] = []
+    shown: list[Token] = []
+    for token in tokens:
+        now, stopped = filter_.push(token)
+        made.append(token)
+        shown += now
+        if stopped:
+            return made, shown, True
+    return made, shown, False
