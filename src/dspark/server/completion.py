@@ -37,8 +37,8 @@ class Completion:
     ) -> None:
         self._service, self._prompts = service, prompts
         self._start = perf_counter()
-        # What `pieces` has not seen, and what it waits for: an asyncio.Queue would do the same at
-        # three times the cost, for every step of every answer.
+        # What `pieces` has not seen, and what it waits for. An asyncio.Queue would do the same and
+        # cost more, for every step of every answer.
         self._news: deque[Piece | Exception] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
