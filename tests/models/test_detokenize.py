@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from dspark.models.detokenize import TextStream
+from dspark.models.detokenize import KEPT, TextStream, TokenTexts
 from fakes import STOP_ID, tiny_target_folder
 
 TEXTS = [
@@ -106,3 +107,59 @@ def test_the_default_tokenizer(default_target: Path) -> None:
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+        assert pieces(tokenizer, ids) == pieces(Plain(tokenizer), ids)
+
+
+class Plain:
+    """A tokenizer of which nothing is known but what it decodes to."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.decode = tokenizer.decode
+
+
+def test_texts_of_single_tokens_add_up_where_bytes_do(tokenizer: Any) -> None:
+    assert TokenTexts(tokenizer).add_up
+    assert not TokenTexts(Plain(tokenizer)).add_up
+    cleaning = copy(tokenizer)
+    cleaning.clean_up_tokenization_spaces = True
+    assert not TokenTexts(cleaning).add_up
+
+
+@given(ids=st.lists(st.integers(0, 399), max_size=40))
+def test_adding_up_cuts_where_decoding_tails_does(tokenizer: Any, ids: list[int]) -> None:
+    assert pieces(tokenizer, ids) == pieces(Plain(tokenizer), ids)
+
+
+@given(st.data())
+def test_adding_up_cuts_random_text_where_decoding_tails_does(
+    tokenizer: Any, data: st.DataObject
+) -> None:
+    text = data.draw(st.text(st.characters(codec="utf-8"), max_size=30))
+    ids = tokenizer(text)["input_ids"]
+    assert pieces(tokenizer, ids) == pieces(Plain(tokenizer), ids)
+
+
+def test_streams_share_what_is_remembered(tokenizer: Any) -> None:
+    texts, ids = TokenTexts(tokenizer), tokenizer("the same words, once more")["input_ids"]
+    for _ in range(3):
+        stream = TextStream(texts)
+        assert "".join(map(stream.push, ids)) == "the same words, once more"
+    info = texts.of.cache_info()
+    assert (info.misses, info.maxsize) == (len(set(ids)), KEPT)
+    assert info.hits == 3 * len(ids) - len(set(ids))
+
+
+@pytest.mark.parametrize("add_up", [True, False])
+def test_spaces_that_depend_on_the_tokens_beside(tokenizer: Any, add_up: bool) -> None:
+    """Decoders of SentencePiece take a space off the front of whatever they decode."""
+
+    class Stripping:
+        def decode(self, ids: list[int], **how: Any) -> str:
+            return str(tokenizer.decode(ids, **how)).removeprefix(" ")
+
+    ids = tokenizer("one two  three")["input_ids"]
+    texts = TokenTexts(Stripping())
+    assert not texts.add_up
+    texts.add_up = add_up
+    right = "".join(pieces(texts, ids)) == Stripping().decode(ids)
+    assert right is not add_up

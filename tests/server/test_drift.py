@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dspark.calibration.rounds import outcomes
 from dspark.core import RoundRecord, SamplingParams
 from dspark.server.drift import Drift
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
@@ -101,6 +105,23 @@ def test_outcomes_that_are_not_known() -> None:
     assert drift.report(None).rounds == [2, 1, 0]
     drift.add(RoundRecord(K, 1, 0, 1, False, sure), PARAMS, 9)  # one was verified
     assert drift.report(None).rounds == [3, 1, 0]
+
+
+@given(st.data(), st.integers(0, K), st.booleans(), st.integers(1, K + 2))
+def test_rounds_tell_what_calibration_reads_in_them(
+    data: st.DataObject, verified: int, drawn: bool, room: int
+) -> None:
+    accepted = data.draw(st.integers(0, min(verified, room)))
+    committed = accepted + (drawn and accepted < room)
+    record = RoundRecord(K, verified, accepted, committed, not drawn, (0.5,) * K)
+    drift = Drift(K, 10)
+    drift.add(record, PARAMS, room)
+    report = drift.report(None)
+    accepted_NK, valid_NK = outcomes([record], K, room + 1)
+    told_K = valid_NK[0] & (np.arange(1, K + 1) <= verified)
+    assert report.rounds == told_K.astype(int).tolist()
+    said = [observed for observed, told in zip(report.observed, told_K, strict=True) if told]
+    assert said == accepted_NK[0][told_K].astype(float).tolist()
 
 
 def test_a_refit_finds_the_temperatures() -> None:

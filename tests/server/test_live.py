@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import httpx
@@ -202,3 +203,11 @@ def test_a_port_in_use_is_one_clear_line() -> None:
             bind("127.0.0.1", port)
     with pytest.raises(ConfigError, match=r"There is no address nowhere\.invalid"):
         bind("nowhere.invalid", 0)
+
+
+def test_what_is_loaded_is_set_aside_while_serving(make: Any) -> None:
+    """The garbage collector would walk through all of it in the middle of answers."""
+    with listening(make(grace_s=0.0)) as live:
+        assert gc.get_freeze_count() > 100_000
+        assert httpx.post(live.url + CHAT, json=chat()).status_code == 200
+    assert gc.get_freeze_count() == 0

@@ -14,6 +14,7 @@ from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError
 from dspark.server.history import History
+from dspark.server.metrics import Gauges, Metrics
 from dspark.tables.cost import CostKey, CostTable
 from scripted import random_drafter
 from serving import CHAT, TEXT, chat, text
@@ -78,6 +79,26 @@ def test_counters_begin_at_zero(make: Any) -> None:
 def output(tokens: int, record: RoundRecord | None = None) -> StepOutput:
     kinds = [TokenKind.PLAIN] * tokens
     return StepOutput(Request(0, [1]), [5] * tokens, kinds, False, record)
+
+
+def test_a_step_counts_acceptance_by_position() -> None:
+    metrics = Metrics(lambda: Gauges(True, 0, 0, 0.0, 0, 0.0, 0.0, None), 4)
+    records = [RoundRecord(4, 4, accepted, accepted + 1) for accepted in (0, 1, 3, 3)]
+    records.append(RoundRecord(0, 0, 0, 1))  # without a draft
+    metrics.step([output(3), *(output(r.committed, r) for r in records)], StepStats())
+    metrics.step([output(3, RoundRecord(4, 2, 2, 3))], StepStats())
+    read = metrics.registry.get_sample_value
+    prefix = "dspark:spec_decode_num"
+    by_position = [
+        read(f"{prefix}_accepted_tokens_per_pos_total", {"position": str(n)}) for n in range(4)
+    ]
+    assert by_position == [4, 3, 2, 0]
+    assert read(f"{prefix}_accepted_tokens_total") == 9
+    assert read(f"{prefix}_draft_tokens_total") == 20
+    assert read(f"{prefix}_verified_tokens_total") == 18
+    assert read(f"{prefix}_drafts_total") == 5
+    assert read("dspark:generation_tokens_total") == 3 + 1 + 2 + 4 + 4 + 1 + 3
+    assert read("dspark:prompt_tokens_total") == 1
 
 
 def test_history_has_a_point_a_second() -> None:

@@ -9,17 +9,33 @@ from functools import partial
 from dspark.core import Request, StepOutput
 from dspark.errors import DSparkError
 
+Event = StepOutput | DSparkError
+Sink = Callable[[Event], None]
+
 
 class Ticket:
-    """A request and where its events go: outputs, or the error that ends it."""
+    """A request and where its events go: outputs, or the error that ends it.
+
+    Attributes:
+        events: wait here for a reader.
+        sink: takes events instead, on the caller's event loop.
+    """
 
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
         self.request, self.loop = request, loop
-        self.events: asyncio.Queue[StepOutput | DSparkError] = asyncio.Queue()
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.sink: Sink | None = None
 
-    def put(self, event: StepOutput | DSparkError) -> bool:
+    def put(self, event: Event) -> bool:
         """Hand over an event from any thread; False when the caller's loop is closed."""
-        return _wake(self.loop, partial(self.events.put_nowait, event))
+        return _wake(self.loop, partial(self.put_here, event))
+
+    def put_here(self, event: Event) -> None:
+        """Hand over an event on the caller's event loop."""
+        if self.sink is None:
+            self.events.put_nowait(event)
+        else:
+            self.sink(event)
 
 
 def put_all(outputs: Sequence[tuple[Ticket, StepOutput]]) -> list[Ticket]:
@@ -40,7 +56,7 @@ def put_all(outputs: Sequence[tuple[Ticket, StepOutput]]) -> list[Ticket]:
 
 def _put_here(outputs: Sequence[tuple[Ticket, StepOutput]]) -> None:
     for ticket, output in outputs:
-        ticket.events.put_nowait(output)
+        ticket.put_here(output)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> bool:
@@ -56,7 +72,7 @@ class Stream(AsyncIterator[StepOutput]):
 
     The request is cancelled when its reader is cancelled while it waits, by `aclose`, and when
     nobody holds the stream any longer, as after a `break` out of `async for`. Read it on the
-    event loop that made it.
+    event loop that made it, or let it call with `listen`.
     """
 
     _over = False
@@ -70,7 +86,7 @@ class Stream(AsyncIterator[StepOutput]):
         try:
             event = await self._ticket.events.get()
         except asyncio.CancelledError:
-            self._cancel()
+            self.cancel()
             raise
         if isinstance(event, DSparkError):
             self._over = True
@@ -78,15 +94,39 @@ class Stream(AsyncIterator[StepOutput]):
         self._over = self._over or event.finished
         return event
 
-    async def aclose(self) -> None:
+    def listen(self, sink: Sink) -> None:
+        """Have every event handed over as it comes, without a task that waits for it.
+
+        The request then runs until its end or `cancel`, whoever holds the stream.
+
+        Args:
+            sink: gets outputs up to one that is `finished`, or the error that ends them, on the
+                event loop that made the stream; nothing after `cancel`. It must not raise.
+        """
+
+        def hand_over(event: Event) -> None:
+            if isinstance(event, DSparkError) or event.finished:
+                self._end()
+            sink(event)
+
+        self._ticket.sink = hand_over
+        while not self._over and not self._ticket.events.empty():
+            hand_over(self._ticket.events.get_nowait())
+
+    def cancel(self) -> None:
         """Cancel the request, which the engine does before its next step."""
-        self._cancel()
+        if not self._over:
+            self._end()
+            self._leave()
+
+    async def aclose(self) -> None:
+        """The same as `cancel`."""
+        self.cancel()
 
     # An async generator would not do: one that was never iterated closes without a word.
     def __del__(self) -> None:
-        self._cancel()
+        self.cancel()
 
-    def _cancel(self) -> None:
-        if not self._over:
-            self._over = True
-            self._leave()
+    def _end(self) -> None:
+        self._over = True
+        self._ticket.sink = None  # it holds this stream

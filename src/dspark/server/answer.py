@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from time import perf_counter
-from typing import Any
 
 from dspark.core import FinishReason, RoundRecord, StepOutput
-from dspark.engine.stream import Stream
-from dspark.models.detokenize import TextStream
+from dspark.engine.stream import Event, Stream
+from dspark.errors import DSparkError
+from dspark.models.detokenize import TextStream, TokenTexts
 from dspark.server.errors import stopping
 from dspark.server.metrics import Metrics
 from dspark.server.text import StopStrings, Token
 
-Emit = Callable[["Piece"], None]
+Emit = Callable[["Piece | Exception"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,18 @@ class Counts:
     verified: int = 0
     accepted: int = 0
 
+    def add(self, tokens: int, record: RoundRecord | None) -> None:
+        """Count a step's tokens, and its round."""
+        self.tokens += tokens
+        if record is not None:
+            self.rounds += 1
+            self.committed += record.committed
+            self.drafted += record.drafted
+            self.verified += record.verified
+            self.accepted += record.accepted
+
     def __add__(self, other: Counts) -> Counts:
-        return Counts(  # field by field: this runs for every step of every answer
-            self.tokens + other.tokens,
-            self.rounds + other.rounds,
-            self.committed + other.committed,
-            self.drafted + other.drafted,
-            self.verified + other.verified,
-            self.accepted + other.accepted,
-        )
+        return Counts(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(slots=True)
@@ -70,7 +74,7 @@ class Answer:
     Attributes:
         index: among the answers of the request.
         outputs: the engine's stream; leaving it cancels the request.
-        tokenizer: the target's.
+        texts: of the target's tokens.
         stops: strings that end the text and are not part of it.
         metrics: hears of tokens.
         pieces: those handed over.
@@ -79,7 +83,7 @@ class Answer:
 
     index: int
     outputs: Stream
-    tokenizer: Any
+    texts: TokenTexts
     stops: Sequence[str]
     metrics: Metrics
     counts: Counts = field(default_factory=Counts)
@@ -91,42 +95,47 @@ class Answer:
         """All that was shown."""
         return "".join(piece.text for piece in self.pieces)
 
-    async def run(self, emit: Emit) -> None:
-        """Hand over pieces until the answer is complete.
+    def run(self, emit: Emit) -> None:
+        """Hand pieces over as they come, up to the last one or the error that ends them.
 
-        Raises:
-            ApiError: the server stops.
-            EngineError: the engine failed.
+        An ApiError says that the server stops, an EngineError that the engine failed.
         """
-        text, filter_, last = TextStream(self.tokenizer), StopStrings(self.stops), perf_counter()
-        async for output in self.outputs:
-            now = perf_counter()
-            if output.token_ids:
-                self.metrics.tokens_came(len(output.token_ids), now - last, not self.counts.tokens)
-                last = now
-            self.pieces.append(self._take(output, text, filter_))
-            emit(self.pieces[-1])
-            if self.finish is not None:
-                await self.outputs.aclose()
+        text, filter_, last = TextStream(self.texts), StopStrings(self.stops), perf_counter()
+
+        def take(event: Event) -> None:
+            nonlocal last
+            try:
+                if isinstance(event, DSparkError):
+                    raise event
+                if event.token_ids:
+                    now = perf_counter()
+                    count, first = len(event.token_ids), not self.counts.tokens
+                    self.metrics.tokens_came(count, now - last, first)
+                    last = now
+                piece = self._take(event, text, filter_)
+            except Exception as error:
+                self.outputs.cancel()
+                emit(error)
                 return
+            self.pieces.append(piece)
+            if piece.finish is not None:
+                self.outputs.cancel()  # a stop string ends an answer before the engine does
+            emit(piece)
+
+        self.outputs.listen(take)
 
     def _take(self, output: StepOutput, text: TextStream, filter_: StopStrings) -> Piece:
-        made: list[Token] = []
-        shown: list[Token] = []
-        stopped = False
-        for token in self._tokens(output, text):
-            now, stopped = filter_.push(token)
-            made.append(token)
-            shown += now
-            if stopped:
-                break
-        self.counts += _counts(len(made), output.record)
+        tokens = self._tokens(output, text)
+        made, shown, stopped = tokens, tokens, False
+        if self.stops:
+            made, shown, stopped = _filtered(tokens, filter_)
+        self.counts.add(len(made), output.record)
         if stopped:
             self.finish = "stop"
         elif output.finished:
             if output.request.finish is FinishReason.CANCELLED:
                 raise stopping()
-            shown += filter_.flush()
+            shown = [*shown, *filter_.flush()]
             assert output.request.finish is not None
             self.finish = output.request.finish.value
         return Piece(self.index, made, shown, output.record, self.finish)
@@ -145,7 +154,16 @@ class Answer:
         return tokens
 
 
-def _counts(tokens: int, record: RoundRecord | None) -> Counts:
-    if record is None:
-        return Counts(tokens)
-    return Counts(tokens, 1, record.committed, record.drafted, record.verified, record.accepted)
+def _filtered(
+    tokens: Sequence[Token], filter_: StopStrings
+) -> tuple[list[Token], list[Token], bool]:
+    """Tokens up to the one that completes a stop string, those to show, and whether it came."""
+    made: list[Token] = []
+    shown: list[Token] = []
+    for token in tokens:
+        now, stopped = filter_.push(token)
+        made.append(token)
+        shown += now
+        if stopped:
+            return made, shown, True
+    return made, shown, False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 from typing import Any
@@ -36,16 +37,21 @@ class Completion:
     ) -> None:
         self._service, self._prompts = service, prompts
         self._start = perf_counter()
-        self._pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
-        self._deadline = asyncio.get_running_loop().call_later(
-            service.settings.timeout_s, self._pieces.put_nowait, TimeoutError()
+        # What `pieces` has not seen, and what it waits for. An asyncio.Queue would do the same and
+        # cost more, for every step of every answer.
+        self._news: deque[Piece | Exception] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.call_later(
+            service.settings.timeout_s, self._tell, TimeoutError()
         )
         self._unfinished = "cancelled"  # how answers ended that did not end by themselves
-        tokenizer, metrics = service.target.tokenizer, service.monitor.metrics
+        texts, metrics = service.texts, service.monitor.metrics
         self.answers = [
-            Answer(i, stream, tokenizer, stops, metrics) for i, stream in enumerate(streams)
+            Answer(i, stream, texts, stops, metrics) for i, stream in enumerate(streams)
         ]
-        self._tasks = [asyncio.create_task(self._run(answer)) for answer in self.answers]
+        for answer in self.answers:
+            answer.run(self._hear)
 
     @classmethod
     async def start(cls, service: Service, body: ChatRequest | CompletionRequest) -> Completion:
@@ -64,12 +70,12 @@ class Completion:
                     streams.append(service.engine.stream(ids, params, sample))
         except DSparkError:
             for stream in streams:
-                await stream.aclose()
+                stream.cancel()
             raise
         return cls(service, prompts, streams, body.stops)
 
     async def pieces(self) -> AsyncGenerator[Piece]:
-        """Pieces of all answers as they come.
+        """Pieces of all answers as they come, to one caller.
 
         Raises:
             ApiError: an answer failed, the server stops, or the time is up.
@@ -77,7 +83,10 @@ class Completion:
         unfinished = len(self.answers)
         while unfinished:
             try:
-                piece = await self._pieces.get()
+                while not self._news:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
+                piece = self._news.popleft()
                 if isinstance(piece, Exception):
                     raise piece
             except Exception as error:
@@ -89,9 +98,8 @@ class Completion:
     async def close(self) -> None:
         """End what still runs, and note how everything ended."""
         self._deadline.cancel()
-        for answer, task in zip(self.answers, self._tasks, strict=True):
-            task.cancel()
-            await answer.outputs.aclose()
+        for answer in self.answers:
+            answer.outputs.cancel()
         seconds = perf_counter() - self._start
         reasons = [answer.finish or self._unfinished for answer in self.answers]
         for reason in reasons:
@@ -129,10 +137,12 @@ class Completion:
             },
         }
 
-    async def _run(self, answer: Answer) -> None:
-        try:
-            await answer.run(self._pieces.put_nowait)
-        except Exception as error:
-            if to_api_error(error).status == 500:
-                _log.exception("A request failed")
-            self._pieces.put_nowait(error)
+    def _hear(self, news: Piece | Exception) -> None:
+        if isinstance(news, Exception) and to_api_error(news).status == 500:
+            _log.error("A request failed", exc_info=news)
+        self._tell(news)
+
+    def _tell(self, news: Piece | Exception) -> None:
+        self._news.append(news)
+        if self._waiter is not None and not self._waiter.done():  # done: woken or cancelled
+            self._waiter.set_result(None)

@@ -5,6 +5,7 @@ Suffixes: N rounds, K block slots.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -13,7 +14,6 @@ from functools import partial
 
 import numpy as np
 
-from dspark.calibration.rounds import outcomes
 from dspark.core import RoundRecord, SamplingParams
 from dspark.engine.survival import nearest_entry
 from dspark.maths.reliability import Bools, Floats, ece
@@ -65,10 +65,12 @@ class Refit:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
+    """Of its slots the first `accepted` passed, and of the first `told` that is known."""
+
     key: Key
     confidence: tuple[float, ...]
-    accepted_K: Bools
-    valid_K: Bools
+    accepted: int
+    told: int
 
 
 class Drift:
@@ -100,13 +102,15 @@ class Drift:
             room: tokens that the text could still take before this round.
         """
         sure = record.confidence
-        if len(sure) != self._size or not np.isfinite(sure).all():
+        if len(sure) != self._size or not all(map(math.isfinite, sure)):
             return
-        accepted_NK, valid_NK = outcomes([record], self._size, room + 1)
-        valid_K = valid_NK[0] & (np.arange(1, self._size + 1) <= record.verified)
+        # What `calibration.rounds.outcomes` says, without arrays: this runs for every round.
+        accepted, verified = record.accepted, record.verified
+        rejected = record.committed > accepted and accepted < verified
+        told = min(verified if rejected else accepted, room, verified)
         key = (params.temperature, params.top_p, params.top_k)
         with self._lock:
-            self._rounds.append(_Round(key, sure, accepted_NK[0], valid_K))
+            self._rounds.append(_Round(key, sure, accepted, told))
             self.seen += 1
 
     def report(self, table: CalibrationTable | None) -> DriftReport:
@@ -157,9 +161,10 @@ def _arrays(rounds: Sequence[_Round], size: int, entry_of: EntryOf) -> tuple[Flo
         if entry is not None:
             rows = np.array([r.key == key for r in rounds])
             survival_NK[rows] = entry.survival(confidence_NK[rows])
-    accepted_NK = np.array([r.accepted_K for r in rounds], dtype=np.bool_).reshape(-1, size)
-    valid_NK = np.array([r.valid_K for r in rounds], dtype=np.bool_).reshape(-1, size)
-    return survival_NK, accepted_NK, valid_NK
+    slots_K = np.arange(1, size + 1)
+    accepted_N1 = np.array([r.accepted for r in rounds], dtype=np.int64).reshape(-1, 1)
+    told_N1 = np.array([r.told for r in rounds], dtype=np.int64).reshape(-1, 1)
+    return survival_NK, slots_K <= accepted_N1, slots_K <= told_N1
 
 
 def _fit(

@@ -65,13 +65,14 @@ class History:
             if not self._seconds or self._seconds[-1].t < now:
                 self._seconds.append(Second(now))
             second = self._seconds[-1]
-            second.tokens += sum(len(output.token_ids) for output in outputs)
+            second.tokens += sum([len(output.token_ids) for output in outputs])
             second.steps += 1
             second.batch_tokens += stats.batch_tokens
             second.rounds += len(records)
-            second.drafted += sum(record.drafted for record in records)
-            second.verified += sum(record.verified for record in records)
-            second.accepted += sum(record.accepted for record in records)
+            for record in records:
+                second.drafted += record.drafted
+                second.verified += record.verified
+                second.accepted += record.accepted
             second.running, second.waiting = running, waiting
             pairs = zip_longest(second.slots, slots, fillvalue=(0, 0))
             second.slots = [(a + c, b + d) for (a, b), (c, d) in pairs]

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from dspark.core import StepOutput, StepStats
 from dspark.server.drift import DriftReport
+from dspark.server.latencies import Latencies
 
 PREFIX = "dspark:"
 REASONS = ("stop", "length", "cancelled", "timeout", "error")  # why answers end
@@ -71,9 +72,12 @@ class Metrics:
         self._answers = count("answers", "Answers that ended, by reason", "finish_reason")
         self._refits = count("recalibrations", "Refits of the confidences' temperatures")
         self._first = time("time_to_first_token_seconds", "Until an answer's first token", _SLOW)
-        self._between = time(
-            "inter_token_latency_seconds", "Between tokens; those of one step share it", _FAST
+        self._between = Latencies(
+            PREFIX + "inter_token_latency_seconds",
+            "Between tokens; those of one step share it",
+            _FAST,
         )
+        self.registry.register(self._between)
         self._whole = time("e2e_request_latency_seconds", "Whole requests, by answer", _SLOW)
         self._step = time("step_seconds", "Steps of the engine", _FAST)
         self.registry.register(_Live(gauges))
@@ -89,26 +93,41 @@ class Metrics:
         Args:
             stats: of this step alone.
         """
+        prompt = rounds = drafted = verified = accepted = 0
+        accepted_at: list[int] = []  # rounds by tokens accepted, from 1
+        for output in outputs:  # one loop: this stands between two steps
+            record = output.record
+            if record is None:
+                prompt += len(output.request.prompt_ids)
+            elif record.drafted:
+                rounds += 1
+                drafted += record.drafted
+                verified += record.verified
+                accepted += record.accepted
+                if record.accepted:
+                    accepted_at += [0] * (record.accepted - len(accepted_at))
+                    accepted_at[record.accepted - 1] += 1
         self._step.observe(stats.draft_s + stats.verify_s + stats.other_s)
-        self._generated.inc(sum(len(output.token_ids) for output in outputs))
-        started = [output.request for output in outputs if output.record is None]
-        self._prompt.inc(sum(len(request.prompt_ids) for request in started))
-        records = [o.record for o in outputs if o.record is not None and o.record.drafted]
-        self._drafts.inc(len(records))
-        self._drafted.inc(sum(record.drafted for record in records))
-        self._verified.inc(sum(record.verified for record in records))
-        self._accepted.inc(sum(record.accepted for record in records))
-        for position in range(max((record.accepted for record in records), default=0)):
-            count = sum(record.accepted > position for record in records)
-            self._accepted_at.labels(position).inc(count)
+        self._generated.inc(sum([len(output.token_ids) for output in outputs]))
+        for counter, count in (
+            (self._prompt, prompt),
+            (self._drafts, rounds),
+            (self._drafted, drafted),
+            (self._verified, verified),
+            (self._accepted, accepted),
+        ):
+            counter.inc(count)
+        longer = 0
+        for position in reversed(range(len(accepted_at))):
+            longer += accepted_at[position]
+            self._accepted_at.labels(position).inc(longer)
 
     def tokens_came(self, count: int, seconds: float, first: bool) -> None:
         """Note that an answer got tokens so many seconds after its start or its last ones."""
         if first:
             self._first.observe(seconds)
             return
-        for _ in range(count):
-            self._between.observe(seconds / count)
+        self._between.observe(seconds / count, count)
 
     def answer_ended(self, reason: str, seconds: float) -> None:
         """Note how an answer ended, one of `REASONS`."""

@@ -66,7 +66,7 @@ class Monitor:
         queue = self._engine.queue
         self._cache_use = queue.held / queue.cache_len
         records = [output.record for output in outputs if output.record is not None]
-        self._capacity = sum(record.verified for record in records)
+        self._capacity = sum([record.verified for record in records])
         self.metrics.step(outputs, stats)
         assert self._outer is not None
         self.history.step(outputs, stats, self._outer.running, self._outer.waiting)

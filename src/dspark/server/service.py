@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from dspark.core import Grammar, SamplingParams
 from dspark.engine.async_engine import AsyncEngine
 from dspark.errors import RequestError
+from dspark.models.detokenize import TokenTexts
 from dspark.models.target import Target
 from dspark.server.errors import ApiError, refusal
 from dspark.server.monitor import Monitor
@@ -41,6 +42,7 @@ class Service:
         monitor: figures of all that happened.
         created: when the server came up, in seconds since 1970.
         stopping: no new requests are taken.
+        texts: of the target's tokens, for all answers.
     """
 
     engine: AsyncEngine
@@ -50,11 +52,15 @@ class Service:
     monitor: Monitor
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: bool = False
+    texts: TokenTexts = field(init=False)
     _grammars: JsonGrammars | None = None
     # One thread: a long prompt does not hold up the event loop, nor several the engine.
     _encoder: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, "dspark-encode")
     )
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.target.tokenizer)
 
     def check_model(self, name: str) -> None:
         """Refuse a request for another model.

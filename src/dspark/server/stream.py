@@ -7,13 +7,17 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from dspark.core import TokenKind
+from dspark.server.answer import Piece
 from dspark.server.completion import Completion
 from dspark.server.errors import ApiError
+from dspark.server.text import Token
 from dspark.server.wire import Wire, dspark_of
 
 DONE = "data: [DONE]\n\n"
@@ -42,10 +46,14 @@ class EventStream(StreamingResponse):
 async def events(completion: Completion, wire: Wire, *, usage: bool) -> AsyncIterator[str]:
     """The events of a completion: opening, pieces, endings, usage, done.
 
+    Events that are there at the same time come in one string, which is one write to the client.
+
     Args:
         usage: end with a chunk that carries the usage; the others carry null.
     """
     nothing: dict[str, Any] = {"usage": None} if usage else {}
+    texts = _TextEvents(wire, nothing)
+    unfinished, last = len(completion.answers), ""
     try:
         for answer in completion.answers:
             opening = wire.opening(answer.index)
@@ -53,16 +61,53 @@ async def events(completion: Completion, wire: Wire, *, usage: bool) -> AsyncIte
                 yield event(wire.chunk([opening], **nothing))
         async with aclosing(completion.pieces()) as pieces:
             async for piece in pieces:
-                told = {"dspark": dspark_of(piece)} if wire.tokens and piece.made else {}
-                if piece.shown or told:
-                    yield event(wire.chunk([wire.delta(piece)], **nothing, **told))
-                if piece.finish is not None:
-                    yield event(wire.chunk([wire.closing(piece)], **nothing))
+                said = _said(piece, wire, texts, nothing)
+                unfinished -= piece.finish is not None
+                if not unfinished:
+                    last = said
+                elif said:
+                    yield said
         if usage:
-            yield event(wire.chunk([], usage=completion.usage()))
+            last += event(wire.chunk([], usage=completion.usage()))
     except ApiError as error:
-        yield f"event: error\n{event(error.body())}"
-    yield DONE
+        last += f"event: error\n{event(error.body())}"
+    yield last + DONE
+
+
+def _said(piece: Piece, wire: Wire, texts: _TextEvents, nothing: dict[str, Any]) -> str:
+    """The events of a piece."""
+    said = ""
+    told = {"dspark": dspark_of(piece)} if wire.tokens and piece.made else {}
+    if told or (piece.shown and wire.logprobs):
+        said = event(wire.chunk([wire.delta(piece)], **nothing, **told))
+    elif piece.shown:
+        said = texts.event(piece)
+    if piece.finish is not None:
+        said += event(wire.chunk([wire.closing(piece)], **nothing))
+    return said
+
+
+class _TextEvents:
+    """Events of one stream that add text and nothing else: only the text is new in each."""
+
+    def __init__(self, wire: Wire, more: dict[str, Any]) -> None:
+        self._wire, self._more = wire, more
+        self._around: dict[int, tuple[str, str]] = {}  # what stands around the text, by answer
+
+    def event(self, piece: Piece) -> str:
+        """What `event` makes of the piece's chunk."""
+        around = self._around.get(piece.index)
+        if around is None:
+            around = self._around[piece.index] = self._split(piece.index)
+        return f"{around[0]}{_encode(piece.text)}{around[1]}"
+
+    def _split(self, index: int) -> tuple[str, str]:
+        mark = uuid4().hex
+        empty = Piece(index, [], [Token(0, mark, TokenKind.PLAIN)], None, None)
+        before, _, after = event(
+            self._wire.chunk([self._wire.delta(empty)], **self._more)
+        ).partition(_encode(mark))
+        return before, after
 
 
 def event(content: dict[str, Any]) -> str:
