@@ -116,7 +116,11 @@ def test_profile(run: Run, tmp_path: Path) -> None:
     for phase in ("target states", "forward and loss", "backward", "optimiser"):
         assert phase in out
     code, out, _ = run("--profile", "--profile-steps", "2", "--json")
-    assert json.loads(out)["anchors_per_s"] > 0
+    found = json.loads(out)
+    assert found["anchors_per_s"] > 0
+    assert found["schema"] == "dspark.train_profile/1"
+    assert found["provenance"]["command"] == "dspark train --profile"
+    assert list(found["provenance"]["inputs"])
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dspark.errors import ConfigError
-from dspark.reporting.figures import Bar, Curve, Panel, draw_bars, draw_panels, kind_curves
+from dspark.reporting.figures import Bar, Curve, Panel, _dodged, draw_bars, draw_panels, kind_curves
 from dspark.reporting.records import UNKNOWN
 from dspark.reporting.series import Point
 from dspark.reporting.style import KIND_COLOURS, kind_colour, kind_rank, ramp
@@ -35,6 +35,19 @@ def test_curves(points: list[Point], band: bool) -> None:
     for doubling in (False, True):
         panels = [Panel("t", "x", "y", curves, whole_x=True, doubling_x=doubling, band=band)]
         assert is_png(draw_panels(panels))
+
+
+def test_dodged_curves_stand_around_their_true_x() -> None:
+    points: list[Point] = [(1.0, 2.0, (1.9, 2.2)), (5.0, 2.5, (2.4, 2.6))]
+    curves = _dodged([Curve(name, points, "#000000") for name in "abc"])
+    left, middle, right = (curve.points for curve in curves)
+    assert middle == points
+    assert 1.0 - left[0][0] == pytest.approx(right[0][0] - 1.0)
+    assert 0 < right[0][0] - 1.0 < 0.1
+    assert [(y, ends) for _, y, ends in left] == [(y, ends) for _, y, ends in points]
+    panel = Panel("t", "x", "y", curves, whole_x=True, dodge=True)
+    assert is_png(draw_panels([panel]))
+    assert _dodged([]) == []
 
 
 def test_nothing_known_at_all() -> None:

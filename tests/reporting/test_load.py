@@ -71,8 +71,8 @@ def test_what_is_passed_over_is_noted(tmp_path: Path) -> None:
     assert len(results.sources) == 1
     assert sorted(results.notes) == [
         "r/list.json is left out: no schema",
-        "r/new.json is left out: dspark.eval/2",
-        "r/odd.json is left out: ['x']",
+        "r/new.json is left out: unknown schema dspark.eval/2",
+        "r/odd.json is left out: unknown schema ['x']",
         "r/train_log.jsonl is left out: no held-out measure",
     ]
 

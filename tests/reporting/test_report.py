@@ -17,8 +17,8 @@ from dspark.artifacts import append_jsonl
 from dspark.cli.main import VERBS, _load
 from dspark.errors import ConfigError, DataError
 from dspark.reporting import report
+from dspark.reporting.evidence import COMMANDS
 from dspark.reporting.page import Facts, Missing, Picture, Section, render
-from dspark.reporting.pictures import COMMANDS
 from dspark.reporting.tables import Cell, Table
 from result_files import (
     DATASETS,
@@ -28,6 +28,7 @@ from result_files import (
     write_demo,
     write_eval,
 )
+from system_files import write_system
 
 PICTURES = {
     "acceptance_by_position.png",
@@ -42,6 +43,7 @@ PICTURES = {
     "frontier.png",
     "load.png",
     "peers.png",
+    "cost.png",
 }
 
 
@@ -89,6 +91,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     """A report's folder from a file of every kind, and what the files hold."""
     folder = tmp_path_factory.mktemp("report")
     files = write_all(folder / "results")
+    write_system(folder / "results")
     page, notes = report.run([folder / "results"], folder / "out")
     assert (page, notes) == (folder / "out" / "index.html", [])
     return folder / "out", files
@@ -231,6 +234,10 @@ def test_what_is_missing_comes_with_its_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", COMMANDS)
 def test_the_commands_exist(key: str) -> None:
     words = shlex.split(COMMANDS[key])
+    if words[0] == "make":
+        makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
+        return
     assert words[0] == "dspark"
     assert words[1] in VERBS
     command = _load(words[1])
@@ -276,7 +283,7 @@ def test_numbers_that_are_not_known_are_dashes(tmp_path: Path) -> None:
 def test_files_left_out_are_on_the_page(tmp_path: Path) -> None:
     write_demo(tmp_path / "results" / "demo.json")
     (tmp_path / "results" / "other.json").write_text('{"schema": "else/1"}')
-    assert "results/other.json is left out: else/1" in Reader(make(tmp_path)).text
+    assert "results/other.json is left out: unknown schema else/1" in Reader(make(tmp_path)).text
 
 
 # ---- safety -----------------------------------------------------------------------------------

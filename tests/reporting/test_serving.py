@@ -15,7 +15,7 @@ from dspark.reporting.load import load
 from dspark.reporting.records import Load, Peers
 from dspark.reporting.serving import frontier, matches
 from dspark.reporting.tables import Cell, Table, never_worse_table, over_baseline, peers
-from result_files import LOAD_POLICIES, load_row, write_load, write_peers
+from result_files import LOAD_POLICIES, PROVENANCE, load_row, write_load, write_peers
 
 NAN = math.nan
 
@@ -50,13 +50,25 @@ def test_matches_lie_between_points_and_nowhere_else() -> None:
     assert matches([], [(1.0, 1.0)]) == []
 
 
+def test_loads_of_two_machines_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_load(tmp_path / "r" / "cpu.json")
+    monkeypatch.setitem(PROVENANCE, "device", "Example GPU")
+    write_load(tmp_path / "r" / "gpu.json")
+    found = serving.load_lines(load([tmp_path / "r"]))
+    assert [setting.machine for setting in found] == ["Example CPU, 2 processors", "Example GPU"]
+    assert [{line.file for line in some} for some in found.values()] == [
+        {"r/cpu.json"},
+        {"r/gpu.json"},
+    ]
+
+
 def test_only_the_baseline_gets_the_best_of_its_policies(tmp_path: Path) -> None:
     write_load(tmp_path / "r" / "dspark.json", policies=("off", "fixed:3", "causal"))
     mtp = [load_row("fixed:1", n) for n in (1, 4, 16)]
     mtp += [load_row("causal", n, gain=0.1) for n in (1, 4, 16)]  # beaten everywhere
     write_load(tmp_path / "r" / "mtp.json", "mtp", rows=mtp)
     ((setting, some),) = serving.load_lines(load([tmp_path / "r"])).items()
-    assert str(setting) == "tiny-target, bfloat16, temperature 0"
+    assert str(setting) == "tiny-target, bfloat16, temperature 0, Example CPU, 2 processors"
     found = dict(serving.against_baseline(some))
     assert list(found) == ["dspark fixed:3", "dspark causal"]
     points = [(m.speed, m.throughput) for m in found["dspark causal"]]

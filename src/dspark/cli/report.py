@@ -28,8 +28,9 @@ def command(
 ) -> None:
     """Draw the tables and figures of result files into one page that works offline.
 
-    Reads evaluations, calibration checks, demos, loads, peers, head costs and training logs. What
-    has not been measured yet is listed with the command that measures it. Prints the page's path.
+    Reads every result file that dspark writes: evaluations and studies, calibration checks, speeds,
+    loads, costs, audits, soaks, training logs and profiles. What has not been measured yet is
+    listed with the command that measures it. Prints the page's path.
 
     Examples:
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from dspark.artifacts import provenance
 from dspark.config import TrainConfig, load_config
 
 
@@ -57,7 +58,7 @@ def command(
 
         found = profiling.profile_steps(loaded, profile_steps)
         if parallel.is_main:
-            _print_profile(found, as_json)
+            _print_profile(found, as_json, config)
         parallel.close()
         return
     from dspark.training.trainer import run
@@ -134,9 +135,12 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step)
 
 
-def _print_profile(result: dict[str, Any], as_json: bool) -> None:
+def _print_profile(result: dict[str, Any], as_json: bool, config: Path) -> None:
     if as_json:
-        print(json.dumps(result))
+        from dspark.training.profile import SCHEMA
+
+        record = provenance("dspark train --profile", {}, [config])
+        print(json.dumps({"schema": SCHEMA, "provenance": record, **result}))
         return
     print(
         f"{result['anchors_per_s']:.0f} anchors/s with states in memory, "

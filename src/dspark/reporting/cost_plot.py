@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +11,24 @@ from dspark.artifacts import atomic_write_bytes
 from dspark.reporting.style import PLAIN, kind_colour, new_figure, png, tidy
 from dspark.tables.cost import CostTable, envelope
 
+NARROW = 16  # factor between the ends of an axis that makes it worth a logarithmic scale
+
 
 def draw(table: CostTable, path: Path) -> None:
-    """Draw a cost table into a PNG.
+    """Draw a cost table into a PNG file.
 
     Raises:
         ConfigError: without matplotlib.
         DataError: when the file cannot be written.
+    """
+    atomic_write_bytes(path, picture(table))
+
+
+def picture(table: CostTable) -> bytes:
+    """A cost table as a PNG.
+
+    Raises:
+        ConfigError: without matplotlib.
     """
     figure = new_figure(9, 3.4)
     steps, tokens = figure.subplots(1, 2)
@@ -30,13 +42,13 @@ def draw(table: CostTable, path: Path) -> None:
         label = "draft (over requests)"
         colour = kind_colour("dflash")
         steps.plot(requests, 1e3 * np.array(drafts), "s-", color=colour, label=label, markersize=4)
-    steps.set_xscale("log", base=2)
-    steps.set_yscale("log", base=2)
-    for axis in (steps.xaxis, steps.yaxis):
-        axis.set_major_formatter("{x:g}")
     steps.legend(fontsize=8, frameon=False)
     tidy(steps, "time of a step", "milliseconds", "batch tokens")
-    tokens.loglog(sizes, 1e3 * sizes / times, "o-", color=kind_colour("dspark"), markersize=4)
+    tokens.plot(sizes, 1e3 * sizes / times, "o-", color=kind_colour("dspark"), markersize=4)
+    for axes, base in ((steps, 2), (tokens, 10)):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        _vertical(axes, base)
     tidy(tokens, "tokens through the target", "tokens/s", "batch tokens")
     key = table.key
     figure.suptitle(
@@ -44,4 +56,14 @@ def draw(table: CostTable, path: Path) -> None:
         f"{key.machine}",
         fontsize=9,
     )
-    atomic_write_bytes(path, png(figure))
+    return png(figure)
+
+
+def _vertical(axes: Any, base: int) -> None:
+    """Equal steps are equal factors, or from zero where such a scale would show few ticks."""
+    low, high = axes.dataLim.intervaly
+    if high < NARROW * low:
+        axes.set_ylim(0, 1.1 * high)
+        return
+    axes.set_yscale("log", base=base)
+    axes.yaxis.set_major_formatter("{x:,g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dspark.reporting.series import Point
@@ -20,6 +20,8 @@ from dspark.reporting.style import (
 )
 
 WIDTH = 9.0  # inches: on a page 900 pixels wide, letters come out as large as the text's
+
+DODGE = 0.012  # of a panel's width, from one curve to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Panel:
         doubling_x: equal steps of the horizontal axis are equal factors.
         band: intervals are shaded bands, else bars at the points.
         own_legend: below this panel, in place of one legend for the figure.
+        dodge: curves stand a little beside each other, so that intervals at one x stay readable.
     """
 
     title: str
@@ -61,6 +64,7 @@ class Panel:
     doubling_x: bool = False
     band: bool = False
     own_legend: bool = False
+    dodge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ def _legend(part: Any, handles: dict[str, Any], columns: int) -> None:
 def _draw(axes: Any, panel: Panel) -> dict[str, Any]:
     """Draws one panel; returns what its legend shows, by name."""
     known = [c for c in panel.curves if not all(math.isnan(y) for _, y, _ in c.points)]
+    known = _dodged(known) if panel.dodge else known
     handles = {curve.label: _curve(axes, curve, panel.band) for curve in known}
     tidy(axes, panel.title, panel.ylabel, panel.xlabel)
     axes.grid(axis="y", alpha=0.3)
@@ -135,6 +140,17 @@ def _draw(axes: Any, panel: Panel) -> dict[str, Any]:
         ticks = sorted({point[0] for curve in panel.curves for point in curve.points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     return handles
+
+
+def _dodged(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves, each moved by a fixed share of the whole width, around their true x."""
+    places = [x for curve in curves for x, _, _ in curve.points]
+    step = DODGE * (max(places, default=0.0) - min(places, default=0.0))
+    moved = []
+    for number, curve in enumerate(curves):
+        by = step * (number - (len(curves) - 1) / 2)
+        moved.append(replace(curve, points=[(x + by, y, ends) for x, y, ends in curve.points]))
+    return moved
 
 
 def _curve(axes: Any, curve: Curve, band: bool) -> Any:

@@ -25,6 +25,17 @@ from dspark.reporting.records import (
     Provenance,
     Record,
 )
+from dspark.reporting.system_records import (
+    Audit,
+    Cost,
+    Floor,
+    ServeOverhead,
+    SoakEngine,
+    SoakFuzz,
+    SoakKills,
+    SoakServer,
+    TrainProfile,
+)
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -35,6 +46,15 @@ SCHEMAS: dict[str, type[Record]] = {
     "dspark.head_cost/1": HeadCost,
     "dspark.load/1": Load,
     "dspark.peers/1": Peers,
+    "dspark.cost/1": Cost,
+    "dspark.floor/1": Floor,
+    "dspark.audit/1": Audit,
+    "dspark.serve_overhead/1": ServeOverhead,
+    "dspark.soak_engine/1": SoakEngine,
+    "dspark.soak_server/1": SoakServer,
+    "dspark.soak_kills/1": SoakKills,
+    "dspark.soak_fuzz/1": SoakFuzz,
+    "dspark.train_profile/1": TrainProfile,
 }
 TRAIN_LOGS = "train_log*.jsonl"
 TRAIN_LOG_SCHEMA = "training log"
@@ -53,6 +73,13 @@ class Source:
     sha256: str
     provenance: Provenance
 
+    @property
+    def machine(self) -> str:
+        """What speeds depend on: the accelerator, or else the processor; "" if not known."""
+        cpu = self.provenance.cpu
+        processor = f"{cpu.model}, {cpu.count} processors" if cpu.model else ""
+        return self.provenance.device or processor
+
 
 @dataclass(slots=True)
 class Results:
@@ -66,6 +93,10 @@ class Results:
     def of(self, kind: type[Kind]) -> list[tuple[str, Kind]]:
         """(file name, record) of every file of one schema."""
         return [(name, record) for name, record in self.records if isinstance(record, kind)]
+
+    def machine(self, name: str) -> str:
+        """What the file of this name was made on; "" if it does not say."""
+        return next((source.machine for source in self.sources if source.name == name), "")
 
 
 def load(paths: Sequence[Path]) -> Results:
@@ -124,7 +155,8 @@ def _add_artifact(results: Results, path: Path, name: str) -> None:
         raise DataError(f"{path} is damaged: not valid JSON", found=exc, fix=fix) from exc
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, str) or schema not in SCHEMAS:
-        results.notes.append(f"{name} is left out: {schema or 'no schema'}")
+        why = f"unknown schema {schema}" if schema else "no schema"
+        results.notes.append(f"{name} is left out: {why}")
         return
     results.records.append((name, _checked(SCHEMAS[schema], data, path)))
     provenance = _checked(Provenance, data.get("provenance") or {}, path)

@@ -68,6 +68,11 @@ class Section:
     blocks: list[Block]
 
 
+def numbered(what: str, place: int) -> str:
+    """A picture's file name; from the second of its kind on with a number."""
+    return f"{what}.png" if place == 1 else f"{what}_{place}.png"
+
+
 def render(title: str, sections: Sequence[Section]) -> str:
     """The whole page; every text in it is escaped."""
     links = "".join(

@@ -7,80 +7,19 @@ makes it. Captions are worded from the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from dspark.reporting import series
-from dspark.reporting.figures import Bar, Curve, Panel, draw_bars, draw_panels, kind_curves
-from dspark.reporting.load import Results
+from dspark.reporting.evidence import COMMANDS, LENGTH, Evidence, ends
+from dspark.reporting.figures import Curve, Panel, draw_panels, kind_curves
 from dspark.reporting.page import Block, Missing, Picture
-from dspark.reporting.records import UNKNOWN, CalibrationCheck, HeadCost
+from dspark.reporting.records import UNKNOWN, CalibrationCheck
 from dspark.reporting.series import Line, Point
-from dspark.reporting.style import (
-    DASHES,
-    DOMAIN_COLOURS,
-    KIND_MARKERS,
-    PLAIN,
-    kind_colour,
-    ramp,
-)
+from dspark.reporting.style import DASHES, DOMAIN_COLOURS, KIND_MARKERS, PLAIN, ramp
 from dspark.reporting.tables import number
 
-LENGTH = "accepted length, tokens a round"
-DATA = "--data eval/gsm8k.jsonl --data eval/mbpp.jsonl --data eval/alpaca.jsonl --temperature 1"
 FEW = 0.001  # share of the rounds below which a bin says nothing
-STUDIES = ("depth", "block_size", "budget", "head", "vocabulary")
-COMMANDS = {
-    "main": f"dspark eval {DATA} --drafter dspark --drafter dflash --json results/eval.json",
-    "threshold": f"dspark eval {DATA} --threshold 0.3 --threshold 0.6 --threshold 0.9 "
-    "--study threshold --json results/eval_threshold.json",
-    "calibration": "dspark calibrate --data PROMPTS.jsonl --json results/calibration.json",
-    "head_cost": "dspark bench head --json results/head_cost.json",
-    "demo": "dspark demo --compare transformers --json results/demo.json",
-    "load": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,fixed:1,fixed:3,causal "
-    "--json results/load.json",
-    "load_mtp": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,fixed:1 --drafter mtp "
-    "--json results/load_mtp.json",
-    "peers": "dspark bench peers --gguf MODEL.gguf --json results/peers.json",
-    "train_log": "dspark train --config RECIPE.toml",
-} | {
-    study: f"dspark eval {DATA} --drafter A=FOLDER --drafter B=FOLDER --study {study} "
-    f"--json results/eval_{study}.json"
-    for study in STUDIES
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that was read, and the temperature figures are to show (unset: see `at_temperature`)."""
-
-    results: Results
-    lines: list[Line]
-    temperature: float | None = None
-
-    def pick(self, some: Sequence[Line]) -> list[Line]:
-        """Those of these lines that a figure shows."""
-        return series.at_temperature(some, self.temperature)
-
-    def missing(self, what: str, key: str, some: Sequence[Line] = ()) -> Missing:
-        """Why nothing is shown."""
-        there = ", ".join(f"{t:g}" for t in series.temperatures(some))
-        if there:
-            what = f"{what} at temperature {self.temperature:g} (measured at {there})"
-        return Missing(f"{what}.", COMMANDS[key])
-
-
-def ends(curves: Sequence[Curve], form: str = ".2f") -> str:
-    """First and last known height of each curve, in words."""
-    words = []
-    for curve in curves:
-        known = [y for _, y, _ in curve.points if not math.isnan(y)]
-        if len(known) > 1:
-            words.append(f"{curve.label} {number(known[0], form)} → {number(known[-1], form)}")
-        elif known:
-            words.append(f"{curve.label} {number(known[0], form)}")
-    return "; ".join(words)
 
 
 def positions(evidence: Evidence) -> list[Block]:
@@ -120,66 +59,6 @@ def _over_panels(panels: Sequence[Panel]) -> list[Curve]:
         whole = [(x, series.mean(ys), UNKNOWN) for x, ys in heights.items() if len(ys) == most]
         curves.append(Curve(label, sorted(whole), ""))
     return curves
-
-
-def depth(evidence: Evidence) -> list[Block]:
-    """Figure 3: accepted_length by draft layers."""
-    study = series.of_study(evidence.lines, "depth")
-    some = evidence.pick(study)
-    if not some:
-        return [evidence.missing("No study of depth was measured", "depth", study)]
-    curves = kind_curves(series.by_x(some, lambda line: line.shape.num_layers))
-    panel = Panel("", "draft layers", LENGTH, curves, whole_x=True)
-    caption = (
-        f"accepted_length by the number of draft layers, mean over domains, at temperature "
-        f"{some[0].temperature:g}; bars are 95 % intervals. From fewest to most layers: "
-        f"{ends(curves)}."
-    )
-    return [Picture("depth.png", draw_panels([panel]), caption)]
-
-
-def block_size(evidence: Evidence) -> list[Block]:
-    """Figure 4: accepted_length by block size, and what the sequential head costs."""
-    study = series.of_study(evidence.lines, "block_size")
-    some = evidence.pick(study)
-    lengths = series.by_x(some, lambda line: line.shape.block_size)
-    costs = _head_costs(evidence.results)
-    names = dict.fromkeys([*lengths, *costs])  # one name, one dash, in both panels
-    panels, words, blocks = [], [], list[Block]()
-    if lengths:
-        curves = kind_curves({name: lengths.get(name, []) for name in names})
-        panels.append(Panel("Accepted", "block size, tokens", LENGTH, curves, whole_x=True))
-        words.append(
-            f"accepted_length by block size, mean over domains, at temperature "
-            f"{some[0].temperature:g}, with 95 % intervals: {ends(curves)}."
-        )
-    else:
-        blocks.append(evidence.missing("No study of block size was measured", "block_size", study))
-    if costs:
-        curves = kind_curves({name: costs.get(name, []) for name in names})
-        ylabel = "sequential head, % of a round's time"
-        panels.append(Panel("Cost", "block size, tokens", ylabel, curves, whole_x=True))
-        words.append(
-            f"The sequential head's share of a round, in %, from the smallest block to the "
-            f"largest: {ends(curves)}."
-        )
-    else:
-        what = "The cost of the sequential head was not measured"
-        blocks.append(evidence.missing(what, "head_cost"))
-    if panels:
-        blocks.insert(0, Picture("block_size.png", draw_panels(panels), " ".join(words)))
-    return blocks
-
-
-def _head_costs(results: Results) -> dict[tuple[str, str], list[Point]]:
-    """The head's share of a round in % by block size; heads are dspark's."""
-    curves: dict[tuple[str, str], list[Point]] = {}
-    for _, record in results.of(HeadCost):
-        for row in record.rows:
-            head = f"{row.markov_head_type} head" if row.markov_head_type else "no head"
-            point = (row.block_size, 100 * row.share, UNKNOWN)
-            curves.setdefault(("dspark", f"dspark, {head}"), []).append(point)
-    return {name: sorted(points) for name, points in curves.items()}
 
 
 def thresholds(evidence: Evidence) -> list[Block]:
@@ -263,52 +142,6 @@ def reliability(name: str, check: CalibrationCheck, file: str) -> Picture:
         f"{number(check.noise_floor_mean, '.2%')} on {check.rounds:,d} rounds."
     )
     return Picture(file, draw_panels(panels), caption)
-
-
-def budget(evidence: Evidence) -> list[Block]:
-    """accepted_length by how much of the training budget was used."""
-    study = [line for line in series.of_study(evidence.lines, "budget") if _minutes(line)]
-    some = evidence.pick(study)
-    if not some:
-        return [evidence.missing("No study of the training budget was measured", "budget", study)]
-    curves = kind_curves(series.by_x(some, _minutes))
-    panel = Panel("", "training, minutes", LENGTH, curves)
-    shares = "; ".join(
-        f"{curve.label} " + ", ".join(f"{p[1]:.2f} at {p[0] / last:.0%}" for p in curve.points)
-        for curve in curves
-        if (last := curve.points[-1][0])
-    )
-    caption = (
-        f"accepted_length by training time, mean over domains, at temperature "
-        f"{some[0].temperature:g}; bars are 95 % intervals. In shares of each longest training: "
-        f"{shares}."
-    )
-    return [Picture("budget.png", draw_panels([panel]), caption)]
-
-
-def _minutes(line: Line) -> float | None:
-    seconds = None if line.training is None else line.training.elapsed_s
-    return None if seconds is None else seconds / 60
-
-
-def study_bars(
-    evidence: Evidence, study: str, what: str, more: Callable[[Line], str] = lambda line: ""
-) -> list[Block]:
-    """A study's drafters as bars; `more` adds to their names."""
-    measured = series.of_study(evidence.lines, study)
-    some = evidence.pick(measured)
-    if not some:
-        return [evidence.missing(f"No study of the {what} was measured", study, measured)]
-    bars = [
-        Bar(label + more(line), line.accepted_length, line.interval, kind_colour(line.kind))
-        for label, line in zip(series.labels(some), some, strict=True)
-    ]
-    values = "; ".join(f"{bar.label} {number(bar.value)}" for bar in bars)
-    caption = (
-        f"accepted_length by {what}, mean over domains, at temperature "
-        f"{some[0].temperature:g}, with 95 % intervals: {values}."
-    )
-    return [Picture(f"{study}.png", draw_bars(bars, LENGTH), caption)]
 
 
 def training_curves(evidence: Evidence) -> list[Block]:

@@ -44,6 +44,7 @@ class Provenance(Record):
     versions: dict[str, str | None] = {}
     platform: str = ""
     cpu: Cpu = Cpu()
+    device: str | None = None
     seeds: dict[str, int] = {}
     inputs: dict[str, str] = {}
 
@@ -212,6 +213,7 @@ class HeadCostRow(Record):
     markov_head_type: str | None = None
     round_ms: Number
     head_ms: Number
+    confidence_ms: Number = math.nan
     share: Number
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from dspark.artifacts import atomic_write_bytes, atomic_write_text
 from dspark.errors import ConfigError
 from dspark.reporting import series
+from dspark.reporting.evidence import Evidence
 from dspark.reporting.load import load
 from dspark.reporting.page import Picture, render
-from dspark.reporting.pictures import Evidence
 from dspark.reporting.sections import sections, targets
 
 PAGE = "index.html"

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Iterable
 
 from dspark.maths.never_worse import LIMITS
-from dspark.reporting import pictures, series, serving, serving_pictures, tables
+from dspark.reporting import pictures, series, serving, serving_pictures, studies, system, tables
+from dspark.reporting.evidence import COMMANDS, Evidence
 from dspark.reporting.load import Source
-from dspark.reporting.page import Block, Facts, Missing, Section
-from dspark.reporting.pictures import COMMANDS, Evidence
+from dspark.reporting.page import Block, Facts, Missing, Section, numbered
 from dspark.reporting.records import CalibrationCheck, Demo, Eval, Load, Peers
 from dspark.reporting.series import Line
 from dspark.reporting.tables import Table, texts
@@ -27,18 +27,24 @@ def sections(evidence: Evidence) -> list[Section]:
         Section("Summary", _summary(evidence)),
         Section("Accepted length", _accepted(evidence)),
         Section("Acceptance by position (Figure 2)", pictures.positions(evidence)),
-        Section("Depth (Figure 3)", pictures.depth(evidence)),
-        Section("Block size and head cost (Figure 4)", pictures.block_size(evidence)),
+        Section("Depth (Figure 3)", studies.depth(evidence)),
+        Section("Block size and head cost (Figure 4)", studies.block_size(evidence)),
         Section("Confidence threshold (Figure 5)", pictures.thresholds(evidence)),
         Section("Reliability (Figure 6)", _reliability(evidence)),
         Section("Throughput and per-user speed (Figure 7)", _frontiers(evidence)),
         Section("Throughput and budget under load (Figure 8)", _under_load(evidence)),
         Section("Never worse than a fixed choice", _never_worse(evidence)),
-        Section("Training budget", pictures.budget(evidence)),
-        Section("Other studies", _others(evidence)),
+        Section("Training budget", studies.budget(evidence)),
+        Section("Other studies", studies.others(evidence)),
         Section("Speed", _speed(evidence)),
         Section("Peers", _peers(evidence)),
+        Section("Cost of a step", system.costs(evidence.results)),
+        Section("Memory floor", system.floors(evidence.results)),
+        Section("Cost of HTTP", system.overheads(evidence.results)),
+        Section("Losslessness", system.audits(evidence.results)),
+        Section("Soak", system.soaks(evidence.results)),
         Section("Training cost", _training(evidence)),
+        Section("Training speed", system.profiles(evidence.results)),
         Section("Provenance", _provenance(evidence)),
     ]
 
@@ -99,9 +105,8 @@ def _settings(record: Eval) -> str:
 
 def _machine(source: Source) -> str:
     record = source.provenance
-    if not record.cpu.model:
-        return ""
-    return f"{record.cpu.model}, {record.cpu.count} processors, {record.platform}"
+    cpu = f"{record.cpu.model}, {record.cpu.count} processors" if record.cpu.model else ""
+    return _list([record.device or "", cpu, record.platform if cpu else ""], ", ")
 
 
 def _datasets(lines: list[Line]) -> str:
@@ -134,28 +139,16 @@ def _reliability(evidence: Evidence) -> list[Block]:
         return [Missing("No calibration was checked.", COMMANDS["calibration"])]
     blocks = list[Block]()
     for number, (name, check) in enumerate(found, 1):
-        file = "reliability.png" if number == 1 else f"reliability_{number}.png"
+        file = numbered("reliability", number)
         blocks += [pictures.reliability(name, check, file), tables.calibration(name, check)]
     return blocks
-
-
-def _others(evidence: Evidence) -> list[Block]:
-    return [
-        *pictures.study_bars(evidence, "head", "sequential head"),
-        *pictures.study_bars(evidence, "vocabulary", "draft vocabulary", _vocabulary),
-    ]
-
-
-def _vocabulary(line: Line) -> str:
-    size = line.shape.draft_vocab_size
-    return f" ({size:,d} tokens)" if size else " (all tokens)"
 
 
 def _speed(evidence: Evidence) -> list[Block]:
     found = evidence.results.of(Demo)
     if not found:
         return [Missing("No speed was measured.", COMMANDS["demo"])]
-    return [tables.demos(found), tables.demo_domains(found)]
+    return [tables.demos(evidence.results), tables.demo_domains(found)]
 
 
 def _frontiers(evidence: Evidence) -> list[Block]:
@@ -196,7 +189,8 @@ def _peers(evidence: Evidence) -> list[Block]:
     found = evidence.results.of(Peers)
     blocks = list[Block]()
     for place, (file, record) in enumerate(found, 1):
-        blocks += [serving_pictures.peers(record, place), tables.peers(file, record)]
+        blocks += [serving_pictures.peers(record, place, evidence.results.machine(file))]
+        blocks.append(tables.peers(file, record))
         blocks += [f"llama.cpp ran {record.llama}."] if record.llama else []
     return blocks or [Missing("No peer was measured.", COMMANDS["peers"])]
 
@@ -208,7 +202,25 @@ def _training(evidence: Evidence) -> list[Block]:
 
 
 def _provenance(evidence: Evidence) -> list[Block]:
-    return ["Every file behind this page, and how it was made.", *map(_facts, _sources(evidence))]
+    sources = _sources(evidence)
+    rows = [
+        texts(
+            [
+                source.name,
+                source.schema,
+                source.provenance.made_at[:10] or tables.NOTHING,
+                source.provenance.cpu.model or tables.NOTHING,
+                str(source.provenance.cpu.count or tables.NOTHING),
+                source.provenance.device or tables.NOTHING,
+            ]
+        )
+        for source in sources
+    ]
+    head = ["file", "schema", "made", "processor", "count", "device"]
+    table = Table("Files read and the machine each was made on", head, rows, names=6)
+    left = [f"{note}." for note in evidence.results.notes]
+    about = "How every file was made; open one for its command, versions, seeds and inputs."
+    return [table, *left, about, *map(_facts, sources)]
 
 
 def _sources(evidence: Evidence) -> list[Source]:

@@ -45,9 +45,11 @@ class Setting:
     target: str
     dtype: str
     temperature: float
+    machine: str = ""
 
     def __str__(self) -> str:
-        return f"{self.target}, {self.dtype}, temperature {self.temperature:g}"
+        where = f", {self.machine}" if self.machine else ""
+        return f"{self.target}, {self.dtype}, temperature {self.temperature:g}{where}"
 
 
 def load_lines(results: Results) -> dict[Setting, list[LoadLine]]:
@@ -55,7 +57,8 @@ def load_lines(results: Results) -> dict[Setting, list[LoadLine]]:
     found: dict[Setting, list[LoadLine]] = {}
     files = sorted(results.of(Load), key=lambda pair: kind_rank(_kind(pair[1])))
     for file, record in files:
-        setting = Setting(record.target, record.dtype, record.temperature)
+        machine = results.machine(file)
+        setting = Setting(record.target, record.dtype, record.temperature, machine)
         by_policy: dict[str, list[LoadRow]] = {}
         for row in record.rows:
             by_policy.setdefault(row.policy, []).append(row)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dspark.reporting import serving
+from dspark.reporting.evidence import COMMANDS, Evidence, ends
 from dspark.reporting.figures import Bar, Curve, Panel, draw_bars, draw_panels
-from dspark.reporting.page import Block, Missing, Picture
-from dspark.reporting.pictures import COMMANDS, Evidence, ends
+from dspark.reporting.page import Block, Missing, Picture, numbered
 from dspark.reporting.records import UNKNOWN, LoadRow, PeerRow, Peers
 from dspark.reporting.series import Point
 from dspark.reporting.serving import LoadLine
@@ -34,7 +34,7 @@ def frontiers(evidence: Evidence) -> list[Block]:
             f"{users[0]} to {users[-1]} users; up and to the right is better. Bars are 95 % "
             f"intervals. Throughput from fewest users to most: {ends(curves, '.0f')}."
         )
-        blocks.append(Picture(_name("frontier", place), draw_panels([panel]), caption))
+        blocks.append(Picture(numbered("frontier", place), draw_panels([panel]), caption))
     return blocks or [NO_LOAD]
 
 
@@ -57,7 +57,7 @@ def under_load(evidence: Evidence) -> list[Block]:
             f"{setting}: throughput of all users and mean verify length by users. From fewest to "
             f"most, verify length: {ends(budgets) or 'nothing was drafted'}."
         )
-        blocks.append(Picture(_name("load", place), draw_panels(panels), caption))
+        blocks.append(Picture(numbered("load", place), draw_panels(panels), caption))
     return blocks or [NO_LOAD]
 
 
@@ -86,22 +86,19 @@ def _curves(some: Sequence[LoadLine], pick: Pick) -> list[Curve]:
     return curves
 
 
-def _name(what: str, place: int) -> str:
-    return f"{what}.png" if place == 1 else f"{what}_{place}.png"
-
-
-def peers(record: Peers, place: int) -> Picture:
+def peers(record: Peers, place: int, machine: str = "") -> Picture:
     """Speeds of all peers of one file as bars; a missing one is named in the caption."""
     there = [row for row in record.rows if row.missing is None]
     bars = [Bar(row.label, row.tokens_per_s, row.tokens_per_s_ci, _colour(row)) for row in there]
     missing = "; ".join(f"{r.label}: {r.missing}" for r in record.rows if r.missing is not None)
     values = "; ".join(f"{bar.label} {number(bar.value, '.1f')}" for bar in bars)
+    threads = f"{record.threads} threads" + (f", {machine}" if machine else "")
     caption = (
-        f"{record.target}, {record.dtype}, {record.threads} threads, one user, greedy: tokens a "
-        f"second, prompt processing included, with 95 % intervals over prompts: {values}."
+        f"{record.target}, {record.dtype}, {threads}, one user, greedy: tokens a second, prompt "
+        f"processing included, with 95 % intervals over prompts: {values}."
         + (f" Missing: {missing}." if missing else "")
     )
-    return Picture(_name("peers", place), draw_bars(bars, "tokens/s"), caption)
+    return Picture(numbered("peers", place), draw_bars(bars, "tokens/s"), caption)
 
 
 def _colour(row: PeerRow) -> str:

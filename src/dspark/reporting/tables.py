@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dspark.maths.never_worse import LIMITS
-from dspark.reporting.records import CalibrationCheck, Demo, Load, Peers
-from dspark.reporting.series import Line, datasets, labels
+from dspark.reporting.load import Results
+from dspark.reporting.records import CalibrationCheck, Demo, HeadCost, Load, Peers
+from dspark.reporting.series import Line, datasets, domains, labels
 from dspark.reporting.serving import LoadLine, Match, load_labels, never_worse
 
 NOTHING = "–"
@@ -106,15 +107,71 @@ def gains(some: Sequence[Line], title: str) -> Table | None:
     return Table(title, ["drafter", *(f"over {other}" for other in others)], rows)
 
 
-def demos(records: Sequence[tuple[str, Demo]]) -> Table:
+def study(some: Sequence[Line], title: str) -> Table:
+    """What the drafters of a study are built like, and accepted_length by domain."""
+    names = domains(some)
+    rows = []
+    for label, line in zip(labels(some), some, strict=True):
+        shape = line.shape
+        built = [
+            label,
+            line.built,
+            str(shape.num_layers),
+            str(shape.block_size),
+            f"{shape.draft_vocab_size:,d}" if shape.draft_vocab_size else "all",
+            f"{shape.parameters:,d}",
+        ]
+        lengths = [number(line.by_domain.get(name)) for name in names]
+        macro = Cell(number(line.accepted_length), interval(line.interval))
+        rows.append([*texts([*built, *lengths]), macro])
+    head = ["drafter", "kind", "layers", "block size", "draft vocabulary", "parameters"]
+    return Table(title, [*head, *names, "macro"], rows, names=2)
+
+
+def head_costs(results: Results) -> Table:
+    """Times of a round and of its heads."""
+    rows = [
+        texts(
+            [
+                file,
+                results.machine(file) or NOTHING,
+                row.drafter,
+                row.markov_head_type or NOTHING,
+                str(row.block_size),
+                number(row.round_ms),
+                number(row.head_ms, ".3f"),
+                number(row.confidence_ms, ".3f"),
+                number(row.share, ".1%"),
+            ]
+        )
+        for file, record in results.of(HeadCost)
+        for row in record.rows
+    ]
+    head = ["file", "machine", "drafter", "head", "block size", "round, ms"]
+    head += ["sequential head, ms", "confidence head, ms", "sequential head's share"]
+    return Table("What the heads cost in a round", head, rows, names=4)
+
+
+def demos(results: Results) -> Table:
     """Speeds of every demo file."""
-    head = ["file", "target", "drafter", "dtype", "threads", "policy", "temperature", "prompts"]
+    head = [
+        "file",
+        "machine",
+        "target",
+        "drafter",
+        "dtype",
+        "threads",
+        "policy",
+        "temperature",
+        "prompts",
+    ]
     head += ["transformers, tokens/s", "plain, tokens/s", "drafted, tokens/s", "speed-up"]
     head += ["accepted_length", "identical texts"]
     rows = [
         texts(
             [
                 file,
+                results.machine(file) or NOTHING,
                 demo.target,
                 demo.drafter,
                 demo.dtype,
@@ -130,9 +187,9 @@ def demos(records: Sequence[tuple[str, Demo]]) -> Table:
                 number(demo.identical_texts, ".0%"),
             ]
         )
-        for file, demo in records
+        for file, demo in results.of(Demo)
     ]
-    return Table("Speed with and without the drafter, one user", head, rows, names=4)
+    return Table("Speed with and without the drafter, one user", head, rows, names=5)
 
 
 def demo_domains(records: Sequence[tuple[str, Demo]]) -> Table:

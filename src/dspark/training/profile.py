@@ -16,6 +16,7 @@ from dspark.training.guards import quiet_denormals
 from dspark.training.metrics import PhaseTimer
 from dspark.training.trainer import Trainer
 
+SCHEMA = "dspark.train_profile/1"
 OPERATIONS = 15
 
 
@@ -29,8 +30,9 @@ def profile_steps(config: TrainConfig, steps: int) -> dict[str, Any]:
     """Time ``steps`` steps whose target states are in memory, after one pass that makes them.
 
     Returns:
-        anchors_per_s (states in memory), anchors_per_s_first_pass (states computed), peak_gib,
-        and ``phases`` and ``operations``: rows of name, ms a step and share of the step.
+        The fields of schema dspark.train_profile/1: anchors_per_s (states in memory),
+        anchors_per_s_first_pass (states computed), peak_gib, threads, and ``phases`` and
+        ``operations``: rows of name, ms a step and share of the step.
     """
     with quiet_denormals():
         trainer = Trainer(config)

@@ -1,0 +1,169 @@
+"""Made-up result files on what the system costs and withstands, one of every schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dspark.artifacts import write_artifact
+from result_files import PROVENANCE
+
+GPU = PROVENANCE | {"device": "Example GPU 80GB"}
+SYSTEM: dict[str, tuple[str, dict[str, Any]]] = {
+    "cost.json": (
+        "dspark.cost/1",
+        {
+            "key": {
+                "machine": "Example CPU",
+                "threads": 2,
+                "target": "tiny-target",
+                "dtype": "bfloat16",
+                "drafter": "ab" * 32,
+            },
+            "verify": [[1, 0.0148], [8, 0.02], [64, 0.0629], [512, 0.3604]],
+            "draft": [[1, 0.0034], [8, 0.0071], [64, 0.0396]],
+            "context": 256,
+        },
+    ),
+    "floor.json": (
+        "dspark.floor/1",
+        {
+            "target": "tiny-target",
+            "dtype": "bfloat16",
+            "threads": 2,
+            "weight_mib": 256.5,
+            "read_gb_s": 57.88,
+            "floor_ms": 4.647,
+            "step_ms": 13.837,
+            "ratio": 2.977,
+            "steps": 60,
+            "shares": [{"name": "matrix products", "share": 0.72}, {"name": "rest", "share": 0.28}],
+        },
+    ),
+    "audit.json": (
+        "dspark.audit/1",
+        {
+            "target": "tiny-target",
+            "drafter": "dspark",
+            "policy": "fixed:5",
+            "dtype": "bfloat16",
+            "verdict": "lossless",
+            "greedy": {
+                "check": "greedy",
+                "outcome": "passed",
+                "prompts": 12,
+                "identical": 0.5,
+                "largest_gap": 0.25,
+                "beyond_rounding": 0,
+                "accepted_length": 2.2758,
+            },
+            "distribution": {
+                "check": "distribution",
+                "outcome": "passed",
+                "tokens": 5626,
+                "hits": 1400,
+                "due": 1405.46,
+                "p_value": 0.5478,
+                "distance_seen": None,
+                "z_by_slot": [0.5],
+                "verify_lengths": {"5": 2875},
+                "accepted_length": 1.9649,
+            },
+            "seeds": {
+                "check": "seeds",
+                "outcome": "passed",
+                "requests": 12,
+                "identical": 0.0833,
+            },
+        },
+    ),
+    "serve_overhead.json": (
+        "dspark.serve_overhead/1",
+        {
+            "target": "tiny-target",
+            "drafter": "dspark",
+            "kind": "dspark",
+            "policy": "fixed:4",
+            "dtype": "bfloat16",
+            "threads": 2,
+            "users": 32,
+            "overhead": 0.0537,
+            "overhead_ci": [0.015, 0.094],
+            "client_cpu_share": 0.0048,
+            "bare": {"tokens_per_s": 547.17, "cpu_ms_per_token": 3.2219},
+            "served": {"tokens_per_s": 517.79, "cpu_ms_per_token": 3.3709},
+        },
+    ),
+    "soak_engine.json": (
+        "dspark.soak_engine/1",
+        {
+            "requests": 10_000,
+            "finished": {"length": 7495, "cancelled": 2039, "stop": 466},
+            "preemptions": 249,
+            "steps": 10_373,
+            "rss_mib": [[500, 600.0]],
+            "growth_mib": 0.2,
+        },
+    ),
+    "soak_server.json": (
+        "dspark.soak_server/1",
+        {
+            "target": "tiny-target",
+            "clients": 64,
+            "seconds": 608.1,
+            "requests": 2218,
+            "equal_texts": 2217,
+            "different": [["a", "b"]],
+            "errors": [],
+            "tokens": 81_543,
+            "tokens_per_s": 134.1,
+            "growth_mib": 20.2,
+        },
+    ),
+    "soak_kills.json": (
+        "dspark.soak_kills/1",
+        {
+            "kills": 1000,
+            "where": {"queue": 287, "prompt": 182, "answer": 531},
+            "at_once": 16,
+            "slots": 4,
+            "free_slots": 4,
+            "positions_held": 0,
+            "survivors": 109,
+            "different": [],
+            "preemptions": 26,
+            "seconds": 40.4,
+        },
+    ),
+    "soak_fuzz.json": (
+        "dspark.soak_fuzz/1",
+        {
+            "examples": 1000,
+            "rows": [
+                {
+                    "endpoint": "POST /v1/completions",
+                    "requests": 2000,
+                    "statuses": {"200": 209, "400": 1791},
+                    "slowest_s": 0.962,
+                }
+            ],
+        },
+    ),
+    "train_profile.json": (
+        "dspark.train_profile/1",
+        {
+            "anchors_per_s": 561.08,
+            "anchors_per_s_first_pass": 242.23,
+            "peak_gib": 3.2144,
+            "threads": 2,
+            "phases": [{"name": "forward and loss", "ms": 385.97, "share": 0.4377}],
+            "operations": [{"name": f"aten::{n}", "ms": 9.0, "share": 0.1} for n in range(15)],
+        },
+    ),
+}
+
+
+def write_system(folder: Path, provenance: dict[str, Any] = GPU) -> None:
+    """Writes all of them."""
+    for name, (schema, data) in SYSTEM.items():
+        write_artifact(folder / name, schema, data, provenance)
