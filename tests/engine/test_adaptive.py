@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,6 +147,52 @@ def test_pipelined_forgets_requests_that_left() -> None:
     assert len(policy._average) == 2
     policy.steps(alone)
     assert len(policy._average) == 1
+
+
+def short_tables(slot_ms: float) -> PolicyTables:
+    """Cheap rows, and drafting that costs so much a slot."""
+    short = tuple((slots, rising([(1, slot_ms * slots / 1e3)])) for slots in (1, 2))
+    cost = replace(
+        tables(row_ms=0.1).cost, block=K, short=short, draft=rising([(1, slot_ms * K / 1e3)])
+    )
+    return PolicyTables(cost)
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_slots_that_cost_much_are_not_drafted(kind: Any) -> None:
+    """As many as pay by the past, and a spare; all where the table knows whole blocks alone."""
+    steps = {}
+    for slot_ms in (0.01, 3.0):
+        policy = kind(short_tables(slot_ms), K)
+        policy.wants(batch())
+        steps[slot_ms] = policy.steps(batch())
+    assert steps[3.0] <= 2 < steps[0.01]
+    assert Causal(tables(), K).steps(batch()) == K
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_slots_follow_the_past_alone(kind: Any) -> None:
+    """Algorithms §8: the slots stand before a round's drafts, so no token decides on itself."""
+    policy, present = kind(short_tables(1.0), K), batch()
+    found = []
+    for accepted in (0, K):
+        present.decode[0].rounds += [record(K, K, accepted)] * 30
+        policy.wants(present)
+        steps = policy.steps(present)
+        assert policy.steps(present) == steps
+        found.append(steps)
+        for _ in range(2):  # what `pipelined` goes by
+            policy.plan(present, drafts([0.99] * K))
+    assert 1 <= found[0] < found[1] <= K
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_a_request_with_a_seed_always_gets_a_whole_block(kind: Any) -> None:
+    """What its slots say hangs on their number, and its text must not hang on its company."""
+    policy = kind(short_tables(3.0), K)
+    for company in ([], [GREEDY] * 8):
+        policy.wants(batch(SEEDED, *company))
+        assert policy.steps(batch(SEEDED, *company)) == K
 
 
 SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)

@@ -17,6 +17,7 @@ from dspark.engine.adaptive import (
     MOST_TOKENS,
     PROBE_EVERY,
     SMOOTHING,
+    SPARE_SLOTS,
     Adaptive,
     PolicyTables,
 )
@@ -34,7 +35,9 @@ def some_tables(draw: random.Random) -> PolicyTables:
     seconds = 0.01 + np.cumsum([draw.choice([0.0, 0.0002, 0.002, 0.01]) for _ in sizes])
     draft = rising([(1, draw.choice([0.001, 0.01])), (32, 0.03)])
     key = CostKey("m", 1, "t", "float32", "d")
-    cost = CostTable(key, rising(list(zip(sizes, seconds.tolist(), strict=True))), draft, 64)
+    verify = rising(list(zip(sizes, seconds.tolist(), strict=True)))
+    short = tuple((slots, rising([(1, 0.0004 * slots), (32, 0.005 * slots)])) for slots in (1, 3))
+    cost = CostTable(key, verify, draft, 64, *((K, short) if draw.random() < 0.7 else ()))
     entries = []
     for temperature in (0.0, 1.0):
         scales = tuple(draw.uniform(0.5, 3) for _ in range(K))
@@ -44,17 +47,23 @@ def some_tables(draw: random.Random) -> PolicyTables:
     return PolicyTables(cost, table if draw.random() < 0.7 else None)
 
 
+def keeps_length(request: Request) -> bool:
+    return request.params.seed is not None and request.params.temperature > 0
+
+
 @dataclass
 class Literal:
     """The rules as arrays, with nothing kept but what happened.
 
     Attributes:
         seen: of each step with drafts, the conditional confidences of each free request by id.
+        expected: survival by the past of each request, as the last `wants` found it.
     """
 
     name: str
     tables: PolicyTables
     seen: list[dict[int, Any]] = field(default_factory=list)
+    expected: dict[int, Any] = field(default_factory=dict)
 
     @property
     def verify_s(self) -> Any:
@@ -83,22 +92,52 @@ class Literal:
                     accepted = (1 - 1 / MEMORY) * accepted + record.accepted
             ratio = (accepted + PRIOR) / (promised + PRIOR)
             expected.append(np.minimum(self.mean(request) * ratio, 1))
+        self.expected = {r.id: a for r, a in zip(requests, expected, strict=True)}
         order = np.argsort(-np.array(expected).sum(1), kind="stable")
         total, verify_s = len(requests), self.verify_s[batch.prefill_rows + len(requests) :]
         thetas = {0: total / verify_s[0]}
         for number in {min(2**i, total) for i in range(8)}:
-            survival = -np.sort(-np.array(expected)[order[:number]].ravel())
-            tokens = total + np.concatenate([[0], np.cumsum(survival)])
-            seconds = self.tables.cost.draft_s(number) + verify_s[: len(tokens)]
-            thetas[number] = (tokens / seconds).max()
+            ahead = np.array(expected)[order[:number]]
+            thetas[number] = self.best(ahead, number, total, verify_s)[2]
         best = set(order[: max(thetas, key=lambda number: thetas[number])].tolist())
-        always = [r.params.seed is not None and r.params.temperature > 0 for r in requests]
+        always = [keeps_length(request) for request in requests]
         return [r in best or always[r] or turn % PROBE_EVERY == 0 for r in range(total)]
 
-    def plan(self, batch: Batch, sure_RK: Any) -> list[int]:
+    def best(
+        self, ahead: Any, drafted: int, committed: float, verify_s: Any, whole: bool = False
+    ) -> tuple[int, int, float]:
+        """Slots, draft tokens and Θ of the best combination, tried one by one."""
+        found = (0, 0, -1.0)
+        for slots in range(1, K + 1):
+            if slots < K and (whole or not self.tables.cost.short):
+                continue
+            values = -np.sort(-ahead[:, :slots].ravel())
+            tokens = committed + np.concatenate([[0], np.cumsum(values)])
+            theta = tokens / (self.tables.cost.draft_s(drafted, slots) + verify_s[: len(tokens)])
+            if theta.max() > found[2]:
+                found = slots, int(theta.argmax()), theta.max()
+        return found
+
+    def steps(self, batch: Batch) -> int:
+        _, free, committed, verify_s = self.frame(batch)
+        if len(free) < len(batch.decode):
+            return K
+        ahead = np.array([self.ahead(request) for request in batch.decode])
+        slots, count, _ = self.best(ahead, len(free), committed, verify_s)
+        most = count if self.name == "pipelined" else K
+        return max(min(slots + SPARE_SLOTS, most, K), 1)
+
+    def ahead(self, request: Request) -> Any:
+        """Survival as the past has it."""
+        if self.name == "pipelined":
+            return np.cumprod(self.average(request))
+        return self.expected[request.id]
+
+    def frame(self, batch: Batch) -> tuple[list[int], list[int], float, Any]:
+        """Fixed lengths, places of the others, tokens and seconds without any draft of these."""
         lengths, free, committed = [], [], float(len(batch.plain) + len(batch.decode))
         for r, request in enumerate(batch.decode):
-            if request.params.seed is None or request.params.temperature == 0:
+            if not keeps_length(request):
                 free.append(r)
                 lengths.append(0)
                 continue
@@ -106,21 +145,25 @@ class Literal:
             seconds = self.tables.cost.draft_s(1) + self.verify_s[1 : K + 2]
             lengths.append(int(np.argmax(tokens / seconds)))
             committed += self.mean(request)[: lengths[-1]].sum()
+        rows = batch.other_rows + len(batch.decode) + sum(lengths)
+        return lengths, free, committed, self.verify_s[rows:]
+
+    def plan(self, batch: Batch, sure_RK: Any) -> list[int]:
+        lengths, free, committed, verify_s = self.frame(batch)
         if not free:
             return lengths
-        rows = batch.other_rows + len(batch.decode) + sum(lengths)
-        seconds = self.tables.cost.draft_s(len(batch.decode)) + self.verify_s[rows:]
         survival = np.array([self.survival(batch.decode[r], sure_RK[r]) for r in free])
         requests = [batch.decode[r] for r in free]
         ranks = sorted((-a, k, i) for (i, k), a in np.ndenumerate(survival))
-        ahead = survival
+        total = len(batch.decode)
         if self.name == "pipelined":
-            ahead = np.array([np.cumprod(self.average(request)) for request in requests])
-        values = -np.sort(-ahead.ravel())
-        tokens = committed + np.concatenate([[0], np.cumsum(values)])
-        theta = tokens / seconds[: len(tokens)]
-        admitted = int(np.argmax(theta))
-        if self.name == "causal":
+            ahead = np.array([self.ahead(request) for request in requests])
+            admitted = self.best(ahead, total, committed, verify_s, len(free) < total)[1]
+        else:
+            values = -np.sort(-survival.ravel())
+            tokens = committed + np.concatenate([[0], np.cumsum(values)])
+            seconds = self.tables.cost.draft_s(total, len(sure_RK[0])) + verify_s
+            theta = tokens / seconds[: len(tokens)]
             admitted = next(
                 (n for n in range(len(values)) if theta[n + 1] <= theta[n]), len(values)
             )
@@ -170,6 +213,7 @@ def test_what_is_remembered_changes_nothing(name: str, seed: int) -> None:
         if not batch.decode:
             continue
         steps = policy.steps(batch)
+        assert steps == literal.steps(batch)
         sure_RK = np.array([[draw.random() ** 0.3 for _ in range(steps)] for _ in batch.decode])
         drafts: Any = SimpleNamespace(confidence_RK=sure_RK)
         lengths = list(policy.plan(batch, drafts))

@@ -9,15 +9,16 @@ verification wrong must be caught by the same comparison.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from dspark.core import SamplingParams, Verdict
+from dspark.core import Batch, DraftBlock, SamplingParams, Verdict
 from dspark.engine import runner
 from dspark.engine.engine import Engine
+from dspark.engine.policies import Policy
 from dspark.engine.stats import accept_by_position, accepted_length
 from dspark.maths import verification
 from exact import BLOCK, CUT, LENGTH, PLAIN, PROMPT, SLOTS, SMALL, STOP, Text, p_values
@@ -35,12 +36,18 @@ class Run:
     accept: list[float]  # by position
 
 
-def answer(params: SamplingParams, reduced: bool, count: int, batch: int = 10_000) -> Run:
+def answer(
+    params: SamplingParams,
+    reduced: bool,
+    count: int,
+    batch: int = 10_000,
+    policy: Policy | None = None,
+) -> Run:
     target = TableTarget(stop_ids=[STOP])
     drafter = random_drafter(
         target, BLOCK, vocabulary=SMALL if reduced else None, gain=20.0, seed=1
     )
-    engine = Engine(target, drafter, slots=SLOTS, seed=11)
+    engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
     texts: Counter[Text] = Counter()
     for _ in range(count // batch):
         requests = engine.generate([PROMPT] * batch, params)
@@ -65,6 +72,25 @@ def test_joint_counts_follow_the_target(params: SamplingParams, reduced: bool) -
     assert 1.3 < run.accepted_length < 2.5
     assert all(0.2 < share < 0.8 for share in run.accept[: LENGTH - 1])
     assert min(p_values(run.texts, params)) > 1e-4
+
+
+class Turns(Policy):
+    """Blocks of 1, 2, … slots in turn, all of them verified."""
+
+    name, draft_len, turn = "turns", BLOCK, 0
+
+    def steps(self, batch: Batch) -> int:
+        self.turn += 1
+        return 1 + self.turn % BLOCK
+
+    def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
+        return [drafts.draft_ids_RK.shape[1]] * len(batch.decode)
+
+
+def test_short_blocks_follow_the_target() -> None:
+    run = answer(PLAIN, False, 60_000, policy=Turns())
+    assert all(0.2 < share < 0.8 for share in run.accept[: LENGTH - 1])
+    assert min(p_values(run.texts, PLAIN)) > 1e-4
 
 
 Broken = Callable[[pytest.MonkeyPatch], None]

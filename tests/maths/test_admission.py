@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dspark.maths.admission import capacity, causal, ranked, throughput, top, worth_drafting
+from dspark.maths.admission import (
+    best_block,
+    capacity,
+    causal,
+    ranked,
+    throughput,
+    top,
+    worth_drafting,
+)
 from dspark.tables.cost import envelope
 
 Sure = Any
@@ -106,11 +114,32 @@ def test_on_the_envelope_causal_finds_the_peak(batch: Any) -> None:
 def test_only_requests_that_pay_are_drafted() -> None:
     verify = 10.0 + np.arange(20)
     good, fair, bad = [0.9, 0.6], [0.7, 0.5], [0.01, 0.0]
-    worth = lambda rows, draft: worth_drafting(rows, draft, verify)  # noqa: E731
+    worth = lambda rows, draft: worth_drafting(rows, [[(2, s)] for s in draft], verify)  # noqa: E731
     assert worth([good, bad, fair], [0, 1, 1.1, 2.2]) == [True, False, True]
     assert worth([bad, bad, bad], [0, 1, 1.1, 1.2]) == [False] * 3
     assert worth([good, fair, good], [0, 1, 1.1, 1.2]) == [True] * 3
     assert worth([good, fair, good], [0, 99, 99.1, 99.2]) == [False] * 3  # drafting is too dear
+    short = [[(1, requests * 0.2), (2, 99.0)] for requests in range(4)]
+    assert worth_drafting([good, fair, good], short, verify) == [True] * 3  # one slot is not
+
+
+@given(batches(), st.lists(st.floats(0, 3), min_size=5, max_size=5), st.floats(0, 9))
+def test_the_best_block_against_every_other(batch: Any, rises: list[float], more: float) -> None:
+    """Of all slots with all counts of draft tokens, and the fewest slots that reach it."""
+    sure, verify = batch
+    a, committed = survival(sure), len(sure) + more
+    draft = list(zip(range(1, a.shape[1] + 1), np.cumsum(rises).tolist(), strict=False))
+    thetas = {
+        (slots, count): (committed + np.sort(a[:, :slots].ravel())[::-1][:count].sum())
+        / (draft[slots - 1][1] + verify[count])
+        for slots, _ in draft
+        for count in range(len(sure) * slots + 1)
+    }
+    best = best_block(a, draft, verify, committed)
+    assert best.theta == pytest.approx(max(thetas.values()))
+    assert best.theta == pytest.approx(thetas[best.slots, best.count])
+    fewer = [theta for (slots, _), theta in thetas.items() if slots < best.slots]
+    assert all(theta < best.theta + 1e-12 for theta in fewer)
 
 
 @given(
@@ -136,7 +165,7 @@ def test_the_drafted_set_is_the_best_of_its_kind(
 
     order = np.argsort(-survival.sum(1), kind="stable")
     numbers = {0, 1, 2, 4, 8, count} & set(range(count + 1))
-    mine = rate(worth_drafting(survival, draft, verify))
+    mine = rate(worth_drafting(survival, [[(3, seconds)] for seconds in draft], verify))
     assert mine == pytest.approx(max(rate(order[:number]) for number in numbers))
 
 

@@ -148,7 +148,7 @@ def draft(
     cache: Any = None,
     steps: int | None = None,
 ) -> tuple[DraftBlock, Tensor]:
-    """A block for each context, and the hidden states [R, K, D] behind it."""
+    """A block for each context, and the hidden states [R, slots, D] behind it."""
     slots = list(range(len(contexts))) if slots is None else slots
     cache = filled(drafter, contexts, slots) if cache is None else cache
     seen: list[Tensor] = []
@@ -157,7 +157,7 @@ def draft(
     positions = [len(c) for c in contexts]
     block = drafter.draft(cache, list(anchors), positions, slots, params, draws, steps)
     hook.remove()
-    return block, seen[0].view(len(contexts), drafter.config.block_size, -1)
+    return block, seen[0].view(len(contexts), -1, drafter.config.hidden_size)
 
 
 def near(found: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
@@ -394,16 +394,21 @@ def test_registry() -> None:
 # ---- drawing ------------------------------------------------------------------------------------
 
 
-def test_first_steps_are_the_start_of_the_whole_block(drafter: Any) -> None:
+@pytest.mark.parametrize("steps", range(1, K))
+def test_few_steps_are_a_drafter_with_that_block_size(drafter: Any, steps: int) -> None:
+    """No slot is drafted beyond those asked for, and those drafted see no other."""
     contexts, anchors = [STORY.context(1), STORY.context(2)], [7, 9]
     pack_linears(drafter)
     draws = np.random.default_rng(1).random((2, K))
-    whole, _ = draft(drafter, contexts, anchors, WARM, draws)
-    part, _ = draft(drafter, contexts, anchors, WARM, draws, steps=2)
-    assert torch.equal(part.draft_ids_RK, whole.draft_ids_RK[:, :2])
-    near(part.draft_probs_RKV, whole.draft_probs_RKV[:, :2])
-    if whole.confidence_RK is not None:
-        near(part.confidence_RK, whole.confidence_RK[:, :2])
+    short, hidden = draft(drafter, contexts, anchors, WARM, draws, steps=steps)
+    assert hidden.shape[:2] == (2, steps)
+    drafter.config = replace(drafter.config, block_size=steps)
+    own, _ = draft(drafter, contexts, anchors, WARM, draws)
+    assert short.draft_ids_RK.shape == (2, steps)
+    assert torch.equal(short.draft_ids_RK, own.draft_ids_RK)
+    near(short.draft_probs_RKV, own.draft_probs_RKV)
+    if own.confidence_RK is not None:
+        near(short.confidence_RK, own.confidence_RK)
 
 
 def test_batch_mates_change_nothing(drafter: Any) -> None:

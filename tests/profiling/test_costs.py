@@ -31,6 +31,10 @@ def test_sizes_cover_one_user_densely_and_many_coarsely() -> None:
     assert dict(costs.sizes(6, 4)) == {1: range(5), 2: range(5), 4: [0, 2, 4], 6: [0, 2, 4]}
 
 
+def test_short_blocks_stay_below_the_whole_one() -> None:
+    assert [costs.short_blocks(size) for size in (1, 2, 3, 7)] == [(), (1,), (1, 2), (1, 2, 4)]
+
+
 def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     plain = Runner.verify
@@ -41,7 +45,17 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
             seen.append(plan.batch_tokens)
         return plain(self, batch, drafts, plan)
 
+    drafted = set()
+    plain_draft = Runner.draft
+
+    def draft(self: Runner, batch: Any) -> Any:
+        found = plain_draft(self, batch)
+        if found is not None:
+            drafted.add((len(batch.decode), found.draft_ids_RK.shape[1]))
+        return found
+
     monkeypatch.setattr(Runner, "verify", verify)
+    monkeypatch.setattr(Runner, "draft", draft)
     told: list[int] = []
     table = costs.measure(
         target,
@@ -55,6 +69,9 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
     expected = {1, 2, 3, 4, 6, 8, 16}  # one and two requests by 1 to 4 rows, four by 1, 2, 4
     assert {size for size, _ in table.verify} == expected == set(seen)
     assert [size for size, _ in table.draft] == [1, 2, 4]
+    assert (table.block, [slots for slots, _ in table.short]) == (3, [1, 2])
+    assert all([size for size, _ in points] == [1, 2, 4] for _, points in table.short)
+    assert drafted == {(requests, slots) for requests in (1, 2, 4) for slots in (1, 2, 3)}
     assert told == [0, 1, 2]
     assert (table.key, table.context) == (KEY, 20)
 

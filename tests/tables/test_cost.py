@@ -30,6 +30,20 @@ def test_times_between_and_beyond_the_points() -> None:
     assert replace(TABLE, draft=()).draft_s(3) == 0
 
 
+SHORT = replace(TABLE, block=5, short=((1, ((1, 0.001),)), (3, rising([(1, 0.003), (9, 0.005)]))))
+
+
+def test_fewer_slots_cost_less() -> None:
+    """Straight between the measured slots; what is dearer than a whole block is noise."""
+    assert SHORT.draft_s(1, 1) == 0.001
+    assert replace(SHORT, draft=rising([(1, 0.004)])).draft_s(1, 4) == pytest.approx(0.0035)
+    assert SHORT.draft_s(9, 2) == pytest.approx(0.003)
+    assert SHORT.draft_s(1) == 0.002
+    assert SHORT.draft_s(1, 5) == SHORT.draft_s(1, 3) == 0.003
+    assert SHORT.draft_s(0, 2) == 0
+    assert TABLE.draft_s(1, 1) == TABLE.draft_s(1, 5) == 0.002  # whole blocks are all it knows
+
+
 def test_more_work_never_takes_less_time() -> None:
     assert rising([(4, 0.01), (1, 0.02)]) == ((1, 0.02), (4, 0.02))
     assert (np.diff(TABLE.verify_s(50)) >= 0).all()
@@ -58,9 +72,19 @@ def test_envelope_is_the_highest_convex_curve_below(rises: list[float]) -> None:
         assert low[i] == pytest.approx(min([seconds[i], *chords]))
 
 
-def test_round_trip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", [TABLE, SHORT])
+def test_round_trip(tmp_path: Path, table: CostTable) -> None:
     path = tmp_path / "cost.json"
-    TABLE.save(path, {"command": "test"})
+    table.save(path, {"command": "test"})
+    assert CostTable.load(path, KEY) == table
+
+
+def test_a_table_of_before_short_blocks_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    TABLE.save(path)
+    content = json.loads(path.read_text())
+    del content["block"], content["short"]
+    path.write_text(json.dumps(content))
     assert CostTable.load(path, KEY) == TABLE
 
 
@@ -75,7 +99,18 @@ def test_another_machine_or_model_is_refused(tmp_path: Path, field: str, value: 
     assert CostTable.load(path) == TABLE
 
 
-@pytest.mark.parametrize("change", [{"key": {}}, {"verify": []}, {"verify": [[1, -1]]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": {}},
+        {"verify": []},
+        {"verify": [[1, -1]]},
+        {"short": [[2, []]], "block": 4},
+        {"short": [[4, [[1, 0.1]]]], "block": 4},
+        {"short": [[2, [[1, 0.1]]], [1, [[1, 0.1]]]], "block": 4},
+        {"short": 3},
+    ],
+)
 def test_damage_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "cost.json"
     TABLE.save(path)

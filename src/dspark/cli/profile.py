@@ -104,6 +104,10 @@ def _shown(table: CostTable) -> Table:
     for tokens, seconds in table.verify:
         shown.add_row(str(tokens), f"{1e3 * seconds:.2f}", f"{1e3 * seconds / tokens:.2f}")
     shown.add_section()
+    for slots, points in table.short:
+        for requests, seconds in points:
+            shown.add_row(f"draft {slots} for {requests}", f"{1e3 * seconds:.2f}", "")
+        shown.add_section()
     for requests, seconds in table.draft:
-        shown.add_row(f"draft for {requests}", f"{1e3 * seconds:.2f}", "")
+        shown.add_row(f"draft all for {requests}", f"{1e3 * seconds:.2f}", "")
     return shown

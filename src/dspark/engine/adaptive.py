@@ -1,7 +1,8 @@
 """Policies that weigh survival against the machine's measured cost (DSpark §3.2.2, §5.2).
 
 Both maximise expected throughput Θ = τ / (t_draft + t_verify) over the whole batch. Survival is
-calibrated where the drafter's table knows the request's way of sampling.
+calibrated where the drafter's table knows the request's way of sampling. How many slots to draft
+is settled before, from past rounds alone, so it cannot bend the distribution.
 
 What a step computes here is plain numbers: the forwards around it leave no cache warm, and then
 an array call costs more than all the numbers of a single user.
@@ -22,6 +23,7 @@ from dspark.core import Batch, DraftBlock, Request, SamplingParams
 from dspark.engine.policies import Policy
 from dspark.engine.survival import Evidence, Survival, conditional, make_room, way
 from dspark.maths import admission
+from dspark.maths.admission import DraftTimes
 from dspark.tables.calibration import CalibrationTable, Key
 from dspark.tables.cost import CostTable, envelope
 
@@ -31,6 +33,9 @@ MOST_TOKENS = 4096  # of a batch; round times are laid out up to here
 # Steps from probe to probe. All requests are probed in the same step, which costs less than each
 # at a time of its own: drafting for many takes little longer than for a few.
 PROBE_EVERY = 64
+# Slots drafted beyond those expected to pay: room for a draft that is surer than expected. A
+# choice, not measured under load.
+SPARE_SLOTS = 1
 # Weight of the newest confidences in the moving average that capacity is computed from.
 SMOOTHING = 0.3
 
@@ -56,11 +61,13 @@ class Adaptive(Policy):
     def __init__(self, tables: PolicyTables, block_size: int) -> None:
         self.tables, self.draft_len = tables, block_size
         self.verify_s_B: list[float] = tables.cost.verify_s(MOST_TOKENS).tolist()
-        self._draft_s: list[float] = []
+        self._draft_s: list[DraftTimes] = []  # by requests
         self._survival = Survival(tables.calibration, block_size)
         self._first = self._survival  # what fixed lengths hang on, whatever comes later
         self._steady: dict[Key, int] = {}
-        self._evidence: dict[int, Evidence] = {}  # of the requests of the last batch, by id
+        # Of the requests of the last batch, by id: their past, and what it lets expect.
+        self._evidence: dict[int, Evidence] = {}
+        self._expected_K: dict[int, Floats] = {}
         self._turns = 0
 
     def use_calibration(self, table: CalibrationTable) -> None:
@@ -82,7 +89,7 @@ class Adaptive(Policy):
         probe = self._turns % PROBE_EVERY == 0
         wanted_R = admission.worth_drafting(
             self._expected(requests),
-            self._draft_times(len(requests)),
+            self._draft_times_to(len(requests)),
             self._verify_times(batch.prefill_rows + len(requests), len(requests)),
         )
         return [
@@ -101,13 +108,27 @@ class Adaptive(Policy):
             ratio, evidence[request.id] = known.ratio, known
             expected_RK.append([min(a * ratio, 1.0) for a in mean.survival_K])
         self._evidence = evidence
+        self._expected_K = {r.id: a_K for r, a_K in zip(requests, expected_RK, strict=True)}
         return expected_RK
 
-    def _draft_times(self, requests: int) -> list[float]:
-        """Seconds of drafting for 0, 1, … requests, up to so many or more."""
+    def _draft_times_to(self, requests: int) -> list[DraftTimes]:
+        """Of 0, 1, … requests, up to so many or more: slots and seconds of drafting them."""
+        cost, block = self.tables.cost, self.draft_len
+        choices = range(1, block + 1) if cost.short else [block]
         while len(self._draft_s) <= requests:
-            self._draft_s.append(self.tables.cost.draft_s(len(self._draft_s)))
+            count = len(self._draft_s)
+            self._draft_s.append([(slots, cost.draft_s(count, slots)) for slots in choices])
         return self._draft_s
+
+    def _draft_times(self, frame: Frame) -> DraftTimes:
+        """Slots that a batch may draft, with the seconds they take.
+
+        A request that keeps its length always gets a whole block: what its slots say hangs on how
+        many there are, which must not hang on its company.
+        """
+        requests = len(frame.lengths_R)
+        times = self._draft_times_to(requests)[requests]
+        return times if len(frame.free) == requests else times[-1:]
 
     def _verify_times(self, rows: int, requests: int) -> list[float]:
         """Seconds of the target's forward with 0, 1, … draft tokens of so many requests."""
@@ -129,6 +150,16 @@ class Adaptive(Policy):
                 frame.lengths_R[r] = length
         return frame.lengths_R
 
+    def _seconds(self, frame: Frame, slots: int) -> list[float]:
+        """Time of the whole round with 0, 1, … draft tokens of the free requests, so many drafted.
+
+        Where the table knows whole blocks alone, they are what any draft costs.
+        """
+        requests = len(frame.lengths_R)
+        times = self._draft_times_to(requests)[requests]
+        draft_s = times[min(slots, len(times)) - 1][1]
+        return [draft_s + s for s in frame.verify_s_B]
+
     def _frame(self, batch: Batch) -> Frame:
         """What stands before the present drafts are looked at."""
         requests, committed = batch.decode, float(len(batch.plain) + len(batch.decode))
@@ -140,9 +171,7 @@ class Adaptive(Policy):
             else:
                 free.append(r)
         rows = batch.other_rows + len(requests) + sum(lengths_R)
-        draft_s = self._draft_times(len(requests))[len(requests)]
-        seconds_B = [draft_s + s for s in self._verify_times(rows, len(free))]
-        return Frame(free, lengths_R, seconds_B, committed)
+        return Frame(free, lengths_R, self._verify_times(rows, len(free)), committed)
 
     @abstractmethod
     def admit(
@@ -173,13 +202,13 @@ class Frame:
     Attributes:
         free: places in the batch of the requests without a fixed length.
         lengths_R: verify lengths of the others; 0 for the free ones.
-        seconds_B: time of the whole round with 0, 1, … draft tokens of the free ones.
+        verify_s_B: time of the target's forward with 0, 1, … draft tokens of the free ones.
         committed: tokens expected from the batch.
     """
 
     free: list[int]
     lengths_R: list[int]
-    seconds_B: list[float]
+    verify_s_B: list[float]
     committed: float
 
 
@@ -192,17 +221,32 @@ class Causal(Adaptive):
         super().__init__(tables, block_size)
         self.verify_s_B = envelope(tables.cost.verify_s(MOST_TOKENS)).tolist()
 
+    def steps(self, batch: Batch) -> int:
+        """As many slots as pay by what the past rounds of the batch let expect, and a spare."""
+        frame = self._frame(batch)
+        requests = [batch.decode[r] for r in frame.free]
+        expected_RK = [
+            self._expected_K.get(request.id) or self._survival.mean(request.params).survival_K
+            for request in requests
+        ]
+        best = admission.best_block(
+            expected_RK, self._draft_times(frame), frame.verify_s_B, frame.committed
+        )
+        return min(best.slots + SPARE_SLOTS, self.draft_len)
+
     def admit(
         self, requests: Sequence[Request], survival_RK: Sequence[Floats], frame: Frame
     ) -> list[int]:
-        return admission.causal(survival_RK, frame.seconds_B, frame.committed)
+        seconds_B = self._seconds(frame, len(survival_RK[0]))
+        return admission.causal(survival_RK, seconds_B, frame.committed)
 
 
 class Pipelined(Adaptive):
     """Capacity from confidences two steps old, then the tokens that now look best (§5.2).
 
     The capacity knows nothing of the drafts it limits, so it may search the whole staircase, and
-    it is known before they are made, so none is made that it has no room for.
+    it is known before they are made, together with the slots to draft: none is made that it has no
+    room for.
 
     Attributes:
         smoothing: weight of the newest confidences in each request's moving average.
@@ -221,24 +265,27 @@ class Pipelined(Adaptive):
 
     def steps(self, batch: Batch) -> int:
         frame = self._frame(batch)
-        self._capacity = self._capacity_for([batch.decode[r] for r in frame.free], frame)
+        best = self._best([batch.decode[r] for r in frame.free], frame)
+        self._capacity = best.count
         present = {request.id for request in (*batch.decode, *batch.plain)}
         self._average = {i: sure_K for i, sure_K in self._average.items() if i in present}
-        return max(min(self._capacity, self.draft_len), *frame.lengths_R, 1)
+        if len(frame.free) < len(batch.decode):
+            return self.draft_len
+        return max(min(best.slots + SPARE_SLOTS, best.count, self.draft_len), 1)
 
-    def _capacity_for(self, requests: Sequence[Request], frame: Frame) -> int:
-        if not requests:
-            return 0
+    def _best(self, requests: Sequence[Request], frame: Frame) -> admission.Block:
         sure_RK = [self._known(request, self._past[0]) for request in requests]
         survival_RK = [list(accumulate(sure_K, mul)) for sure_K in sure_RK]
-        return admission.capacity(survival_RK, frame.seconds_B, frame.committed)
+        return admission.best_block(
+            survival_RK, self._draft_times(frame), frame.verify_s_B, frame.committed
+        )
 
     def admit(
         self, requests: Sequence[Request], survival_RK: Sequence[Floats], frame: Frame
     ) -> list[int]:
         count = self._capacity
         if count is None:  # asked without `steps`
-            count = self._capacity_for(requests, frame)
+            count = self._best(requests, frame).count
         self._capacity = None
         for request, survival_K in zip(requests, survival_RK, strict=True):
             old_K, sure_K = self._known(request, self._average), conditional(survival_K)

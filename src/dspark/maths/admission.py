@@ -11,9 +11,11 @@ Suffixes: R requests, K block slots, N candidates in order of admission, B batch
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 
 Floats = Sequence[float]
+DraftTimes = Sequence[tuple[int, float]]  # slots for each request, seconds for the batch
 
 
 def ranked(survival_RK: Sequence[Floats]) -> tuple[list[float], list[int]]:
@@ -82,27 +84,67 @@ def top(survival_RK: Sequence[Floats], count: int) -> list[int]:
     return _lengths(ranked(survival_RK)[1][:count], survival_RK)
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A way to draft for a batch.
+
+    Attributes:
+        slots: drafted for each request.
+        count: draft tokens to verify in the whole batch.
+        theta: expected tokens a second.
+    """
+
+    slots: int
+    count: int
+    theta: float
+
+
+def best_block(
+    survival_RK: Sequence[Floats],
+    draft_s: DraftTimes,
+    verify_s_B: Floats,
+    committed: float | None = None,
+) -> Block:
+    """Slots and draft tokens that together maximise Θ; the fewest slots among equals.
+
+    Like `capacity`, only for survival that knows nothing of the drafts it is applied to.
+
+    Args:
+        draft_s: slots that may be drafted for each request and the seconds it takes.
+        verify_s_B: seconds of the target's forward with 0, 1, … draft tokens in the batch.
+        committed: as in `throughput`; by default R.
+    """
+    blocks = []
+    for slots, draft_seconds in draft_s:
+        tokens = chain.from_iterable(a_K[:slots] for a_K in survival_RK)
+        survival_N = sorted(tokens, reverse=True)
+        seconds_B = [draft_seconds + s for s in verify_s_B[: len(survival_N) + 1]]
+        theta = throughput(survival_N, _committed(survival_RK, committed), seconds_B)
+        most = max(theta)
+        blocks.append(Block(slots, theta.index(most), most))
+    return max(blocks, key=lambda block: block.theta)
+
+
 def worth_drafting(
-    survival_RK: Sequence[Floats], draft_s_R: Floats, verify_s_B: Floats
+    survival_RK: Sequence[Floats], draft_s_R: Sequence[DraftTimes], verify_s_B: Floats
 ) -> list[bool]:
     """Which requests to draft at all, from the survival that their past rounds let expect.
 
     The most promising requests come first; as many are drafted as maximise Θ, each number with
-    the draft tokens that suit it best. Numbers are tried in steps that double, and all requests.
+    the slots and draft tokens that suit it best. Numbers are tried in steps that double, and all
+    requests.
 
     Args:
         survival_RK: expected of each request.
-        draft_s_R: seconds of drafting for 0, 1, … R requests.
+        draft_s_R: times of drafting for 0, 1, … R requests; those of 0 are not looked at.
         verify_s_B: seconds of the target's forward with 0, 1, … draft tokens in the batch.
     """
     count = len(survival_RK)
     order = sorted(range(count), key=lambda r: -sum(survival_RK[r]))
-    best, most = 0, count / (draft_s_R[0] + verify_s_B[0])
-    for number in {min(2**i, count) for i in range(count.bit_length() + 1)}:
-        chosen = (survival_RK[r] for r in order[:number])
-        survival_N = sorted(chain.from_iterable(chosen), reverse=True)
-        seconds_B = [draft_s_R[number] + s for s in verify_s_B[: len(survival_N) + 1]]
-        theta = max(throughput(survival_N, count, seconds_B))
+    best, most = 0, count / verify_s_B[0]
+    for number in {min(2**i, count) for i in range(count.bit_length() + 1)} - {0}:
+        chosen = [survival_RK[r] for r in order[:number]]
+        theta = best_block(chosen, draft_s_R[number], verify_s_B, count).theta
         if theta > most:
             best, most = number, theta
     wanted = set(order[:best])

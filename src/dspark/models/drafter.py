@@ -266,7 +266,8 @@ class Drafter(nn.Module, ABC):
             anchors_R, anchor_pos_R, slots_R: last committed token, its position, cache slot.
             params_R: how each request draws; the draft follows the same temperature and filters.
             draws_RK: uniforms in [0, 1) that the draft tokens are drawn with; unused if greedy.
-            steps: draft only the first so many slots' tokens (default: block_size).
+            steps: draft only so many slots (default: block_size). A drafter whose slots see each
+                other may say something else in a shorter block; p_d is what was drawn from.
             masks: rules out, slot by slot, what requests may not say.
         """
 

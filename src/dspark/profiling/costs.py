@@ -10,13 +10,14 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from dspark.artifacts import cache_dir, cpu_model, sha256_file
-from dspark.core import Batch, SamplingParams, VerifyPlan
+from dspark.core import Batch, DraftBlock, SamplingParams, VerifyPlan
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError
 from dspark.models.checkpoint import WEIGHTS
@@ -55,7 +56,7 @@ def measure(
     repeats: int,
     on_repeat: OnRepeat = lambda done, all_: None,
 ) -> CostTable:
-    """Median times over batch tokens and requests.
+    """Median times over batch tokens, and over requests and slots to draft.
 
     Sizes take turns inside each repeat, so drift of the machine's speed falls on all alike.
 
@@ -77,17 +78,15 @@ def measure(
         )
     engine = Engine(target, drafter, f"fixed:{block}", slots=users, max_len=context + block + 1)
     running = _prefilled(engine, users, context)
-    draft_s: dict[int, list[float]] = defaultdict(list)
+    draft_s: dict[tuple[int, int], list[float]] = defaultdict(list)
     verify_s: dict[int, list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
         for requests, lengths in sizes(users, block):
             batch = Batch([], running.decode[:requests])
-            engine.runner.draft(batch)  # untimed: kernels of this size may have to be made anew
-            _finish(target.device)
-            start = time.perf_counter()
-            drafts = engine.runner.draft(batch)
-            _finish(target.device)
-            drafted = time.perf_counter()
+            for slots in (*short_blocks(block), block):
+                drafts, seconds = _draft(engine, replace(batch, draft_len=slots))
+                if repeat:
+                    draft_s[slots, requests].append(seconds)
             for length in lengths:
                 plan = VerifyPlan((length,) * requests)
                 engine.runner.verify(batch, drafts, plan)
@@ -95,21 +94,41 @@ def measure(
                 engine.runner.verify(batch, drafts, plan)
                 if repeat:
                     verify_s[requests * (1 + length)].append(time.perf_counter() - before)
-            if repeat:
-                draft_s[requests].append(drafted - start)
         on_repeat(repeat, repeats)
+    drafting = lambda slots: rising(  # noqa: E731
+        [(size, median(times)) for (own, size), times in draft_s.items() if own == slots]
+    )
+    short = tuple((slots, drafting(slots)) for slots in short_blocks(block))
     return CostTable(
         key,
         rising([(size, median(times)) for size, times in verify_s.items()]),
-        rising([(size, median(times)) for size, times in draft_s.items()]),
+        drafting(block),
         context,
+        block if short else 0,
+        short,
     )
+
+
+def _draft(engine: Engine, batch: Batch) -> tuple[DraftBlock | None, float]:
+    """Drafts and their seconds, measured the second time: kernels may have to be made anew."""
+    device = engine.target.device
+    engine.runner.draft(batch)
+    _finish(device)
+    start = time.perf_counter()
+    drafts = engine.runner.draft(batch)
+    _finish(device)
+    return drafts, time.perf_counter() - start
 
 
 def _finish(device: torch.device) -> None:
     """Wait for what is under way: calls to a GPU return before they are done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def short_blocks(block_size: int) -> tuple[int, ...]:
+    """Slots to time drafting with, beside whole blocks; times between follow from them."""
+    return tuple(slots for slots in sorted({1, 2, block_size // 2 + 1}) if slots < block_size)
 
 
 def sizes(users: int, block_size: int) -> Iterator[tuple[int, Sequence[int]]]:

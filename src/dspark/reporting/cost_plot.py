@@ -37,11 +37,15 @@ def picture(table: CostTable) -> bytes:
     curve = 1e3 * table.verify_s(int(sizes[-1]))
     steps.plot(sizes, times, "o-", color=kind_colour("dspark"), label="verify", markersize=4)
     steps.plot(envelope(curve), "--", color=PLAIN, linewidth=1, label="convex envelope")
+    colour = kind_colour("dflash")
+    for slots, points in table.short:
+        requests, short = zip(*points, strict=True)
+        steps.plot(requests, 1e3 * np.array(short), "-", color=colour, linewidth=0.8)
+        steps.annotate(f"{slots}", (requests[-1], 1e3 * short[-1]), fontsize=7, color=colour)
     if table.draft:
-        requests, drafts = zip(*table.draft, strict=True)
-        label = "draft (over requests)"
-        colour = kind_colour("dflash")
-        steps.plot(requests, 1e3 * np.array(drafts), "s-", color=colour, label=label, markersize=4)
+        whole, drafts = zip(*table.draft, strict=True)
+        label = "draft (over requests; thin: so many slots)"
+        steps.plot(whole, 1e3 * np.array(drafts), "s-", color=colour, label=label, markersize=4)
     steps.legend(fontsize=8, frameon=False)
     tidy(steps, "time of a step", "milliseconds", "batch tokens")
     tokens.plot(sizes, 1e3 * sizes / times, "o-", color=kind_colour("dspark"), markersize=4)

@@ -1,7 +1,7 @@
 """The cost table: what a round costs on this machine, by measurement (DSpark §3.2.2, §5.2).
 
-Seconds of the target's forward by batch tokens, and of drafting by requests. Made by `dspark
-profile`, used by the adaptive policies. No torch.
+Seconds of the target's forward by batch tokens, and of drafting by requests and slots. Made by
+`dspark profile`, used by the adaptive policies. No torch.
 
 Suffix: B batch tokens.
 """
@@ -51,22 +51,38 @@ class CostTable:
     Attributes:
         key: what was measured.
         verify: (batch tokens, seconds), rising in both.
-        draft: (requests, seconds), rising in both; empty without a drafter.
+        draft: (requests, seconds) of whole blocks, rising in both; empty without a drafter.
         context: cache positions of each request while measuring.
+        block: slots of a whole block; 0 where `short` is empty.
+        short: (slots, points as in `draft`) of shorter blocks, rising in slots; empty in tables
+            of before they were measured, where any draft counts as a whole block.
     """
 
     key: CostKey
     verify: Points
     draft: Points
     context: int
+    block: int = 0
+    short: tuple[tuple[int, Points], ...] = ()
 
     def verify_s(self, tokens: int) -> Floats:
         """Seconds of the target's forward with 0, 1, … `tokens` batch tokens, [tokens + 1]."""
         return _between(self.verify, tokens)
 
-    def draft_s(self, requests: int) -> float:
-        """Seconds of drafting for so many requests; 0 for none."""
-        return float(_between(self.draft, requests)[requests]) if requests and self.draft else 0.0
+    def draft_s(self, requests: int, slots: int | None = None) -> float:
+        """Seconds of drafting so many slots (default: a whole block) for so many requests.
+
+        0 without requests; straight between the slots that were measured, and never less for
+        more of them.
+        """
+        if not requests or not self.draft:
+            return 0.0
+        whole = float(_between(self.draft, requests)[requests])
+        if slots is None or not self.short:
+            return whole
+        sizes = [*(size for size, _ in self.short), self.block]
+        times = [float(_between(points, requests)[requests]) for _, points in self.short]
+        return float(np.interp(slots, sizes, np.maximum.accumulate([*times, whole])))
 
     def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write the table, whole or not at all.
@@ -79,6 +95,8 @@ class CostTable:
             "verify": [list(point) for point in self.verify],
             "draft": [list(point) for point in self.draft],
             "context": self.context,
+            "block": self.block,
+            "short": [[slots, [list(point) for point in points]] for slots, points in self.short],
         }
         write_artifact(path, SCHEMA, content, provenance)
 
@@ -100,6 +118,7 @@ class CostTable:
                 rising(content["verify"]),
                 rising(content["draft"]) if content["draft"] else (),
                 int(content["context"]),
+                *_short(content.get("block", 0), content.get("short", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -143,6 +162,19 @@ def rising(points: Sequence[Sequence[float]]) -> Points:
     if not np.isfinite(times).all() or times[0] <= 0:
         raise ValueError("times must be positive")
     return tuple(zip(sizes, times.tolist(), strict=True))
+
+
+def _short(block: int, points: Sequence[Any]) -> tuple[int, tuple[tuple[int, Points], ...]]:
+    """The fields `block` and `short` from a file; tables of before have neither.
+
+    Raises:
+        ValueError: slots that do not rise from 1 to less than a block.
+    """
+    short = tuple((int(slots), rising(times)) for slots, times in points)
+    sizes = [slots for slots, _ in short]
+    if short and (sizes != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] < int(block)):
+        raise ValueError("slots of short blocks must rise and stay below the block's")
+    return int(block) if short else 0, short
 
 
 def envelope(seconds_B: Floats) -> Floats:
