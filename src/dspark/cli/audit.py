@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -41,7 +42,7 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer.")] = 64,
     slots: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings here (dspark.audit/1).")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dspark.cli.common import (
+    DEFAULT_DTYPE,
     DtypeOption,
     TargetOption,
     ThreadsOption,
@@ -25,7 +26,7 @@ def command(
         str, typer.Option("--prompt", help="What the measured request asks.")
     ] = "Explain why the sky is blue.",
     steps: Annotated[int, typer.Option(min=4, help="Steps to time.")] = 60,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.floor/1).")

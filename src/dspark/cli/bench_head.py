@@ -13,6 +13,7 @@ from rich.table import Table
 from dspark.artifacts import provenance, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DtypeOption,
     TargetOption,
     ThreadsOption,
@@ -34,7 +35,7 @@ def command(
         str, typer.Option("--prompt", help="What the measured request asks.")
     ] = "Explain why the sky is blue.",
     rounds: Annotated[int, typer.Option(min=3, help="Rounds with and without each head.")] = 100,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.head_cost/1).")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     PromptsOption,
@@ -45,7 +46,7 @@ def command(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of order and arrivals.")] = 0,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.load/1).")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dspark.cli.common import (
+    DEFAULT_DTYPE,
     DraftersOption,
     DtypeOption,
     PromptsOption,
@@ -54,7 +55,7 @@ def command(
     llama_server: Annotated[
         str | None, typer.Option(help="Address of a llama.cpp server that runs the target.")
     ] = None,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.peers/1).")

@@ -9,6 +9,7 @@ import typer
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -40,7 +41,7 @@ def command(
     policy: PolicyOption = None,
     max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts' order.")] = 0,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None,

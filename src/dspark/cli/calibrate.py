@@ -15,6 +15,7 @@ from rich.table import Table
 from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     TargetOption,
@@ -56,7 +57,7 @@ def command(
     ] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Decides order of prompts and draws.")] = 0,
     slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 32,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Judge the table that is there; fit nothing.")

@@ -15,6 +15,7 @@ from rich.text import Text
 from dspark.artifacts import provenance, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -48,7 +49,7 @@ def command(
         str | None, typer.Option("--compare", help="Also time: transformers.")
     ] = None,
     policy: PolicyOption = None,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only the table.")] = False,
     json_file: Annotated[

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dspark.cli.common import (
+    DEFAULT_DTYPE,
     DraftersOption,
     DtypeOption,
     PolicyOption,
@@ -59,7 +60,7 @@ def command(
     study: Annotated[
         str | None, typer.Option(help="What the run is about, for the report: a free word.")
     ] = None,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write every round here, JSON lines (dspark.trace/1).")

@@ -11,6 +11,7 @@ import typer
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -36,7 +37,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
     policy: PolicyOption = None,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")

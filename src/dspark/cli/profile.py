@@ -14,6 +14,7 @@ from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     TargetOption,
@@ -35,7 +36,7 @@ def command(
     users: Annotated[int, typer.Option(min=1, help="Most requests in a batch.")] = 64,
     context: Annotated[int, typer.Option(min=1, help="Cache positions of each request.")] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each size.")] = 9,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dspark.cli.common import DEFAULT_DTYPE, DtypeOption, best_device
+
 if TYPE_CHECKING:
     from dspark.regeneration.regenerate import Progress
 
@@ -48,7 +50,7 @@ def command(
             min=1, help="Answers made at the same time; default: 1,024 on a GPU, else 128."
         ),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")
     ] = None,
@@ -75,7 +77,6 @@ def command(
 
     import torch
 
-    from dspark.cli.common import best_device
     from dspark.models.target import load_target
     from dspark.regeneration.regenerate import run
 

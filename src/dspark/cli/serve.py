@@ -11,6 +11,7 @@ import typer
 
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -78,7 +79,7 @@ def command(
     drift_window: Annotated[
         int, typer.Option(min=100, help="Rounds that drift is measured over.")
     ] = Settings.drift_window,
-    dtype: DtypeOption = "bfloat16",
+    dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")

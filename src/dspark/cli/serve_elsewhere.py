@@ -47,7 +47,9 @@ def serve_elsewhere(ctx: typer.Context) -> None:
     from dspark.export.plan import script
     from dspark.export.start import start
 
-    options, given = ctx.params, _given(ctx)
+    options, given = dict(ctx.params), _given(ctx)
+    if "dtype" not in given:  # the other engine's machine is not known here
+        options["dtype"] = "bfloat16"
     name: str = options["engine"]
     allowed = {*CARRIED, "print_command", *find_engine(name).options}
     for other in given:
