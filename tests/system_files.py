@@ -149,6 +149,39 @@ SYSTEM: dict[str, tuple[str, dict[str, Any]]] = {
             ],
         },
     ),
+    "runs.json": (
+        "dspark.runs/1",
+        {
+            "study": "remedies",
+            "config": {"optim.lr": 0.002},
+            "warnings": ["b was measured on other held-out answers than a"],
+            "rows": [
+                {
+                    "name": name,
+                    "kind": kind,
+                    "num_layers": 2,
+                    "block_size": 3,
+                    "markov_head_type": head,
+                    "markov_rank": 128 if head else 0,
+                    "draft_vocab_size": 16384,
+                    "parameters": None,
+                    "differs": differs,
+                    "device": "Example GPU 80GB",
+                    "minutes": 2.18,
+                    "steps": 400,
+                    "anchors": 1_172_827,
+                    "answers": 25_198,
+                    "accepted_length": length,
+                    "acceptance": [0.4692, 0.384, None],
+                    "curve": [[2.18, 1_172_827, length]],
+                }
+                for name, kind, head, differs, length in (
+                    ("a", "dspark", "vanilla", {}, 1.8494),
+                    ("dflash-b", "dflash", None, {"optim.lr": 0.004}, 1.5905),
+                )
+            ],
+        },
+    ),
     "train_profile.json": (
         "dspark.train_profile/1",
         {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -236,6 +236,15 @@ def _leaves(tree: Tree, above: Key = ()) -> Iterable[Key]:
         yield (*above, name)
         if isinstance(value, dict):
             yield from _leaves(value, (*above, name))
+
+
+def leaf_values(tree: Tree, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaf_values(value, f"{above}{name}.")
+        else:
+            yield above + name, value
 
 
 def _parse_override(text: str) -> tuple[Key, Any]:

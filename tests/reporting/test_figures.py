@@ -6,9 +6,19 @@ import math
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 
 from dspark.errors import ConfigError
-from dspark.reporting.figures import Bar, Curve, Panel, _dodged, draw_bars, draw_panels, kind_curves
+from dspark.reporting.figures import (
+    Bar,
+    Curve,
+    Panel,
+    _bar_intervals,
+    _dodged,
+    draw_bars,
+    draw_panels,
+    kind_curves,
+)
 from dspark.reporting.records import UNKNOWN
 from dspark.reporting.series import Point
 from dspark.reporting.style import KIND_COLOURS, kind_colour, kind_rank, ramp
@@ -53,6 +63,17 @@ def test_dodged_curves_stand_around_their_true_x() -> None:
 def test_nothing_known_at_all() -> None:
     assert is_png(draw_panels([Panel("t", "x", "y", [Curve("a", [], "#000000")])]))
     assert is_png(draw_bars([Bar("a", NAN, UNKNOWN, "#000000")], "x"))
+
+
+def test_only_bars_with_an_interval_have_a_mark_for_it() -> None:
+    axes = Figure().subplots()
+    bars = [Bar("a", 1.0, UNKNOWN, "#000000"), Bar("b", 2.0, (1.5, 2.6), "#000000")]
+    _bar_intervals(axes, bars[:1])
+    assert not axes.containers
+    _bar_intervals(axes, bars)
+    (drawn,) = axes.containers
+    (lines,) = drawn[2]  # one interval, of the second bar
+    assert [line.tolist() for line in lines.get_segments()] == [[[1.5, 1.0], [2.6, 1.0]]]
 
 
 @pytest.mark.parametrize("name", [r"$\x$", "_a", "<b>", ""])

@@ -29,6 +29,7 @@ VERBS = {
     "regenerate": "Let the target answer a file of prompts, to train on.",
     "store": "Keep the target's hidden states on disk, for training runs to read.",
     "train": "Train a drafter.",
+    "compare": "Put training runs side by side, from what they left on disk.",
     "profile": "Measure what a round costs here, for the adaptive policies.",
     "audit": "Check on this machine that drafts change nothing.",
     "bench": "Measure speed on this machine.",

@@ -35,6 +35,7 @@ COMMANDS = {
     "audit": "dspark audit --policy fixed:5 --json results/audit.json",
     "soak": "make soak",
     "train_log": "dspark train --config RECIPE.toml",
+    "runs": "dspark compare runs/A runs/B --json results/runs.json",
     "train_profile": "dspark train --config RECIPE.toml --profile --json "
     "> results/train_profile.json",
 }

@@ -177,21 +177,24 @@ def _errors(y: list[float], low: list[float], high: list[float]) -> list[list[fl
     ]
 
 
+def _bar_intervals(axes: Any, bars: Sequence[Bar]) -> None:
+    """Intervals of those bars that have one; the others get no mark, which would read as none."""
+    known = [(n, bar) for n, bar in enumerate(bars) if not any(map(math.isnan, bar.interval))]
+    if known:
+        values = [bar.value for _, bar in known]
+        low, high = [bar.interval[0] for _, bar in known], [bar.interval[1] for _, bar in known]
+        errors, places = _errors(values, low, high), [n for n, _ in known]
+        axes.errorbar(values, places, xerr=errors, fmt="none", ecolor="#222222", capsize=3)
+
+
 def draw_bars(bars: Sequence[Bar], xlabel: str) -> bytes:
     """Lying bars from zero, with intervals, as a PNG; the first bar on top."""
     figure = new_figure(0.8 * WIDTH, 1.1 + 0.42 * len(bars))
     axes = figure.subplots()
     values = [bar.value for bar in bars]
     places = range(len(bars))
-    low, high = [bar.interval[0] for bar in bars], [bar.interval[1] for bar in bars]
-    axes.barh(
-        places,
-        values,
-        xerr=_errors(values, low, high),
-        color=[bar.colour for bar in bars],
-        height=0.6,
-        error_kw={"ecolor": "#222222", "capsize": 3},
-    )
+    axes.barh(places, values, color=[bar.colour for bar in bars], height=0.6)
+    _bar_intervals(axes, bars)
     for place, bar in zip(places, bars, strict=True):
         if not math.isnan(bar.value):
             end = bar.value if math.isnan(bar.interval[1]) else max(bar.interval[1], bar.value)

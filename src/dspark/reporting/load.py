@@ -24,6 +24,7 @@ from dspark.reporting.records import (
     Peers,
     Provenance,
     Record,
+    Runs,
 )
 from dspark.reporting.system_records import (
     Audit,
@@ -55,6 +56,7 @@ SCHEMAS: dict[str, type[Record]] = {
     "dspark.soak_kills/1": SoakKills,
     "dspark.soak_fuzz/1": SoakFuzz,
     "dspark.train_profile/1": TrainProfile,
+    "dspark.runs/1": Runs,
 }
 TRAIN_LOGS = "train_log*.jsonl"
 TRAIN_LOG_SCHEMA = "training log"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _nan(value: Any) -> Any:
@@ -229,6 +229,34 @@ class HeldOut(Record):
 
     minutes: float
     accepted_length: Number
+
+
+class RunRow(Record):
+    """A training run: its drafter, what it took, its held-out measure."""
+
+    name: str
+    kind: str
+    num_layers: int
+    block_size: int
+    markov_head_type: str | None = None
+    markov_rank: int = 0
+    draft_vocab_size: int | None = None
+    parameters: int | None = None
+    differs: dict[str, Any] = {}
+    device: str | None = None
+    minutes: Number
+    steps: int
+    anchors: int
+    accepted_length: Number
+    acceptance: list[Number] = []
+
+
+class Runs(Record):
+    """Schema dspark.runs/1."""
+
+    study: str | None = None
+    warnings: list[str] = []
+    rows: Annotated[list[RunRow], Field(min_length=1)]
 
 
 # ------------------------------------------------------------------------------ dspark.load/1

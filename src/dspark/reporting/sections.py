@@ -6,7 +6,16 @@ import shlex
 from collections.abc import Iterable
 
 from dspark.maths.never_worse import LIMITS
-from dspark.reporting import pictures, series, serving, serving_pictures, studies, system, tables
+from dspark.reporting import (
+    pictures,
+    runs,
+    series,
+    serving,
+    serving_pictures,
+    studies,
+    system,
+    tables,
+)
 from dspark.reporting.evidence import COMMANDS, Evidence
 from dspark.reporting.load import Source
 from dspark.reporting.page import Block, Facts, Missing, Section, numbered
@@ -36,6 +45,7 @@ def sections(evidence: Evidence) -> list[Section]:
         Section("Never worse than a fixed choice", _never_worse(evidence)),
         Section("Training budget", studies.budget(evidence)),
         Section("Other studies", studies.others(evidence)),
+        Section("Training runs side by side", runs.compared(evidence.results)),
         Section("Speed", _speed(evidence)),
         Section("Peers", _peers(evidence)),
         Section("Cost of a step", system.costs(evidence.results)),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dspark.artifacts import find_data, provenance
-from dspark.config import TrainConfig
+from dspark.config import TrainConfig, leaf_values
 from dspark.errors import ConfigError
 from dspark.models.target import portable_name
 
@@ -30,8 +29,8 @@ def check_same(saved: dict[str, Any], mine: dict[str, Any], where: Path) -> None
     Raises:
         ConfigError: naming the first key that differs, with both values.
     """
-    own = dict(_leaves(mine))
-    for key, theirs in _leaves(saved):
+    own = dict(leaf_values(mine))
+    for key, theirs in leaf_values(saved):
         if key not in own or own[key] != theirs:
             raise ConfigError(
                 f"{where} holds a run of another recipe",
@@ -60,12 +59,3 @@ def drafter_record(config: TrainConfig, training: dict[str, Any]) -> str:
     )
     record |= {"config": portable(config), "training": training}
     return json.dumps(record, indent=2) + "\n"
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested tables."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield above + name, value
