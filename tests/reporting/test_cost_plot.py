@@ -24,7 +24,7 @@ def test_picture(tmp_path: Path, draft: Points) -> None:
 def test_a_flat_staircase_has_ticks_too(high: float, scale: str) -> None:
     axes = new_figure(4, 3).subplots()
     axes.plot([1, 8], [2.1, high])
-    _vertical(axes, 2)
+    _vertical(axes)
     assert axes.get_yscale() == scale
     low, top = axes.get_ylim()
     assert len([tick for tick in axes.get_yticks() if low <= tick <= top]) > 2
