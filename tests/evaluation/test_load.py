@@ -53,10 +53,11 @@ def test_closed_loop_keeps_its_users_busy(target: Target, monkeypatch: pytest.Mo
     assert (row["mean_verify_len"], row["wasted_share"], row["steps"]) == (0, None, 30)
 
 
-def test_texts_are_the_targets(target: Target) -> None:
+def test_texts_are_the_targets(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds_of_steps(monkeypatch)
     drafter = random_drafter(target, 3)
     lane = Lane(Engine(target, drafter, slots=2), PROMPTS, PARAMS, users=2)
-    lane.turn(0.05)
+    lane.turn(20)
     done = [w.request for w in lane.watched if w.ended is not None]
     assert done
     for request in done:
