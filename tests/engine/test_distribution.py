@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dspark.core import Batch, DraftBlock, SamplingParams, Verdict
-from dspark.engine import runner
+from dspark.engine import judging
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.engine.stats import accept_by_position, accepted_length
@@ -101,7 +101,7 @@ def accept_always(patch: pytest.MonkeyPatch) -> None:
         target, draft, ids, lengths, accept_u, final_u, d2t = args
         return verification.verify(target, draft, ids, lengths, 0 * accept_u, final_u, d2t)
 
-    patch.setattr(runner, "verify", broken)
+    patch.setattr(judging, "verify", broken)
 
 
 def residual_from_target(patch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def wrong_draft_temperature(patch: pytest.MonkeyPatch) -> None:
         draft = draft**0.7
         return verification.verify(target, draft / draft.sum(-1, keepdim=True), *rest)
 
-    patch.setattr(runner, "verify", broken)
+    patch.setattr(judging, "verify", broken)
 
 
 @pytest.mark.parametrize("reduced", [False, True], ids=["whole-vocabulary", "reduced-vocabulary"])

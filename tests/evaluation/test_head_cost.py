@@ -33,7 +33,7 @@ def test_every_way_has_its_rounds(
 
     monkeypatch.setattr(drafter, "draft", draft)
     monkeypatch.setattr(head_cost, "ANSWER", 24)  # several answers
-    row = head_cost.measure(target, drafter, [1, 20, 30], rounds=12)
+    row = head_cost.measure(target, drafter, [[1, 20, 30 + i] for i in range(9)], rounds=12)
     assert (row["block_size"], row["markov_head_type"]) == (4, kind)
     assert row["rounds"] >= 12
     assert row["round_ms"] > 0
@@ -46,7 +46,22 @@ def test_every_way_has_its_rounds(
     assert (drafter.markov_head, drafter.confidence_head) == heads
 
 
+def test_rounds_end_with_the_prompts(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = random_drafter(target, 4)
+    monkeypatch.setattr(head_cost, "ANSWER", 24)
+    row = head_cost.measure(target, drafter, [[1, 20, 30]], rounds=1000)
+    assert 1 <= row["rounds"] <= 8
+    monkeypatch.setattr(head_cost, "ANSWER", 1)
+    with pytest.raises(ConfigError, match="no rounds"):
+        head_cost.measure(target, drafter, [[1, 20, 30]], rounds=10)
+
+
+def test_hiccups_do_not_count() -> None:
+    assert head_cost._mean([1.0] * 19 + [100.0]) == 1.0
+    assert head_cost._mean([1.0, 3.0]) == 2.0
+
+
 def test_a_drafter_without_the_head_is_refused(target: Target) -> None:
     drafter = random_drafter(target, 4, kind="dflash")
     with pytest.raises(ConfigError, match="no sequential head"):
-        head_cost.measure(target, drafter, [1, 2], 3)
+        head_cost.measure(target, drafter, [[1, 2]], 3)

@@ -208,7 +208,7 @@ class _Job:
 
     def _watch(
         self,
-        requests: list[Request],
+        requests: Sequence[Request],
         target_RKV: Tensor,
         drafts: DraftBlock,
         verify_len: Sequence[int],

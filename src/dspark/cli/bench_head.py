@@ -31,10 +31,12 @@ def command(
         list[str] | None,
         typer.Option("--drafter", help="Shipped name or checkpoint folder; repeatable."),
     ] = None,
-    prompt: Annotated[
-        str, typer.Option("--prompt", help="What the measured request asks.")
-    ] = "Explain why the sky is blue.",
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds with and without each head.")] = 100,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Prompt file in place of the bundled prompts.")
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=3, help="Rounds with and without each head, while prompts last.")
+    ] = 200,
     dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
@@ -55,13 +57,16 @@ def command(
     folders = [find_drafter(name, target) for name in names]
     if json_file is not None:
         check_writable(json_file)
+    from dspark.data.prompts import load_demo_prompts, load_prompts
     from dspark.evaluation import head_cost
     from dspark.models.target import portable_name
 
+    prompts = load_demo_prompts() if data is None else load_prompts(data)
     rows = []
     for name in names:
         model, draft_model = load_models(target, name, dtype, threads)
-        row = head_cost.measure(model, draft_model, model.encode(prompt), rounds)
+        ids = [model.encode_messages(prompt.messages) for prompt in prompts]
+        row = head_cost.measure(model, draft_model, ids, rounds)
         rows.append({"drafter": Path(name).name if Path(name).is_dir() else name, **row})
     table = Table(title=escape(f"{target}, {dtype}"))
     for heading in ("drafter", "block size", "head", "round ms", "head ms", "confidence ms"):

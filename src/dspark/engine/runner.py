@@ -8,7 +8,7 @@ Suffixes: R requests, K block slots, N rows with logits, T packed rows, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.core import Batch, DraftBlock, Request, SamplingParams, Verdict, VerifyPlan
+from dspark.core import Batch, DraftBlock, Request, Verdict, VerifyPlan
+from dspark.engine.judging import OnVerdict, best, draw_each, judge_greedy, judge_sampled
 from dspark.engine.logprobs import logprobs
 from dspark.engine.masks import GrammarMasks, has_grammar, mask_target
 from dspark.errors import EngineError
 from dspark.maths.rng import Use, uniform
-from dspark.maths.sampling import check_rows, draw, probabilities
-from dspark.maths.verification import verify, verify_greedy
 from dspark.models.drafter import Drafter
 from dspark.models.kv_cache import Rows
 from dspark.models.target import Target
-
-# Logits shaped and drawn from together: on a CPU few enough that the steps meet them in its cache.
-_CHUNK = {"cpu": 2**21, "cuda": 2**26}
-
-
-# Requests, the target's probabilities [R, K + 1, V] (void beyond a verify length), drafts, verify
-# lengths, verdict: told of every step that draws above temperature 0 with drafts verified.
-OnVerdict = Callable[[list[Request], Tensor, DraftBlock, Sequence[int], Verdict], None]
 
 
 class Runner:
@@ -171,44 +162,27 @@ class Runner:
         unwatched = self.on_verdict is None
         if drafts is None or (unwatched and not any(plan.verify_len)):
             return Verdict([0] * len(requests), self._choose(requests, logits_NV, Use.RESIDUAL))
-        draft_ids_RK = drafts.draft_ids_RK
-        K = draft_ids_RK.shape[1]
         if _all_greedy(requests):
-            best_RK = _rectangle(_argmax(logits_NV), plan.verify_len, K)
-            return verify_greedy(best_RK, draft_ids_RK, plan.verify_len)
-        assert drafts.draft_probs_RKV is not None
-        params = [
-            request.params
-            for request, length in zip(requests, plan.verify_len, strict=True)
-            for _ in range(length + 1)
-        ]
-        probs_NV = torch.cat(list(_shaped(logits_NV, params)))
-        target_RKV = _rectangle(probs_NV, plan.verify_len, K)
-        verdict = verify(
-            target_RKV,
-            drafts.draft_probs_RKV,
-            draft_ids_RK,
+            return judge_greedy(logits_NV, drafts, plan.verify_len)
+        return judge_sampled(
+            requests,
+            logits_NV,
+            drafts,
             plan.verify_len,
-            self._uniform(requests, Use.ACCEPT, K),
+            self._uniform(requests, Use.ACCEPT, drafts.draft_ids_RK.shape[1]),
             self._uniform(requests, Use.RESIDUAL)[:, 0],
             self._d2t,
+            self.on_verdict,
         )
-        if self.on_verdict is not None:
-            self.on_verdict(requests, target_RKV, drafts, plan.verify_len, verdict)
-        return verdict
 
     def _choose(self, requests: list[Request], logits_RV: Tensor, use: Use) -> list[int]:
         """One token straight from the target for each request."""
         if not requests:
             return []
         if _all_greedy(requests):
-            return _argmax(logits_RV).tolist()
-        u_R = self._uniform(requests, use)[:, 0]
+            return best(logits_RV).tolist()
         params = [request.params for request in requests]
-        tokens: list[int] = []
-        for probs_NV in _shaped(logits_RV, params):
-            tokens += draw(probs_NV, u_R[len(tokens) : len(tokens) + len(probs_NV)]).tolist()
-        return tokens
+        return draw_each(logits_RV, params, self._uniform(requests, use)[:, 0])
 
     def _uniform(
         self, requests: Sequence[Request], use: Use, slots: int = 1
@@ -296,32 +270,3 @@ def _culprits(batch: Batch, plan: VerifyPlan, logits_NV: Tensor) -> tuple[int, .
     fine_N = logits_NV.float().amax(-1).isfinite().tolist()
     pairs = zip(owners, fine_N, strict=True)
     return tuple(dict.fromkeys(request.id for request, fine in pairs if not fine))
-
-
-def _argmax(logits_NV: Tensor) -> Tensor:
-    """First largest logit of each row; float32, because arg-max over bfloat16 is slow on a CPU."""
-    best_N = logits_NV.float().argmax(-1)
-    check_rows(logits_NV.gather(-1, best_N[:, None])[:, 0].isfinite())
-    return best_N
-
-
-def _shaped(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Iterator[Tensor]:
-    """Each row's probabilities under its own parameters, some rows at a time."""
-    temperature_N = torch.tensor([p.temperature for p in params])
-    top_k_N = torch.tensor([p.top_k for p in params])
-    top_p_N = torch.tensor([p.top_p for p in params], dtype=torch.float64)
-    rows = max(_CHUNK[logits_NV.device.type] // logits_NV.shape[1], 1)
-    for start in range(0, len(params), rows):
-        part = slice(start, start + rows)
-        yield probabilities(logits_NV[part], temperature_N[part], top_k_N[part], top_p_N[part])
-
-
-def _rectangle(x_N: Tensor, verify_len: Sequence[int], K: int) -> Tensor:
-    """Ragged rows, 1 + verify length of each request, as [R, K + 1, ...]; the rest undefined."""
-    R, width = len(verify_len), K + 1
-    if len(x_N) == R * width:
-        return x_N.view(R, width, *x_N.shape[1:])
-    rows = [r * width + k for r, length in enumerate(verify_len) for k in range(length + 1)]
-    full = x_N.new_empty(R * width, *x_N.shape[1:])
-    full[torch.tensor(rows, device=x_N.device)] = x_N
-    return full.view(R, width, *x_N.shape[1:])

@@ -21,8 +21,9 @@ from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.backbone import ParallelBackbone
 from dspark.models.block_attention import block_attention
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
-from dspark.models.heads import ConfidenceHead, make_markov_head
+from dspark.models.heads import ConfidenceHead, MarkovHead, make_markov_head
 from dspark.models.kv_cache import CachedAttention, KVCache, Rows
+from dspark.models.transitions import Transitions
 
 
 @dataclass(slots=True)
@@ -32,6 +33,12 @@ class BlockOutputs:
     hidden_AKD: Tensor
     features_AKr: Tensor | None
     confidence_AK: Tensor | None
+
+
+class BlockCache(KVCache):
+    """Context rows of the requests, and transition biases kept where keeping them pays."""
+
+    transitions: Transitions | None = None
 
 
 class DSparkDrafter(Drafter):
@@ -115,10 +122,10 @@ class DSparkDrafter(Drafter):
 
     # ---- inference ------------------------------------------------------------------------
 
-    def new_cache(self, slots: int, max_len: int) -> KVCache:
+    def new_cache(self, slots: int, max_len: int) -> BlockCache:
         config = self.config
         weight = self.backbone.fc.weight
-        return KVCache(
+        cache = BlockCache(
             config.num_layers,
             slots,
             max_len + config.block_size,
@@ -127,6 +134,10 @@ class DSparkDrafter(Drafter):
             self.backbone.norm.weight.dtype,
             weight.device,
         )
+        head = self.markov_head
+        if type(head) is MarkovHead and weight.device.type == "cpu":  # others see h_k as well
+            cache.transitions = Transitions(head)
+        return cache
 
     @torch.inference_mode()
     def extend(
@@ -149,7 +160,7 @@ class DSparkDrafter(Drafter):
     @torch.inference_mode()
     def draft(
         self,
-        cache: KVCache,
+        cache: BlockCache,
         anchors_R: Sequence[int],
         anchor_pos_R: Sequence[int],
         slots_R: Sequence[int],
@@ -175,7 +186,7 @@ class DSparkDrafter(Drafter):
         hidden = self.backbone(embedded, rows.positions_T, attend)
         hidden_RKD = hidden.view(len(anchors_R), size, -1)
         anchors = torch.tensor(anchors_R, device=device)
-        return self._sample_block(hidden_RKD, anchors, params_R, draws_RK, masks)
+        return self._sample_block(hidden_RKD, anchors, params_R, draws_RK, masks, cache.transitions)
 
     def _sample_block(
         self,
@@ -184,34 +195,32 @@ class DSparkDrafter(Drafter):
         params_R: Sequence[SamplingParams],
         draws_RK: np.ndarray,
         masks: DraftMasks | None,
+        transitions: Transitions | None,
     ) -> DraftBlock:
         """Left to right through the block: each token's logits carry the bias of the one before."""
         base_RKV = self.shared.logits(hidden_RKD).float()
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
-        ids: list[Tensor] = []
-        probs, previous_rows = [], []
-        previous_R = anchors_R
+        ids, probs = [anchors_R], []
         for k in range(hidden_RKD.shape[1]):
             logits = base_RKV[:, k]
-            if head is not None:
-                previous = head.previous(previous_R)
-                features, state = head.step(previous, hidden_RKD[:, k], state)
+            if head is not None and transitions is not None:
+                logits = logits + transitions.after(ids[-1])
+            elif head is not None:
+                features, state = head.step(head.previous(ids[-1]), hidden_RKD[:, k], state)
                 logits = logits + head.bias(features)
-                previous_rows.append(previous)
             if masks is not None:
-                logits = masks.apply(logits, ids)
+                logits = masks.apply(logits, ids[1:])
             chosen, probs_RV = choose(logits, params_R, draws_RK, k)
             if probs_RV is not None:
                 probs.append(probs_RV)
-            previous_R = self.to_target_ids(chosen)
-            ids.append(previous_R)
-        confidence = self._confidence(
-            hidden_RKD, torch.stack(previous_rows, 1) if previous_rows else None
-        )
+            ids.append(self.to_target_ids(chosen))
+        ids_RK = torch.stack(ids, 1)
+        previous = None if head is None else head.previous(ids_RK[:, :-1])
+        confidence = self._confidence(hidden_RKD, previous)
         return DraftBlock(
-            torch.stack(ids, 1),
+            ids_RK[:, 1:],
             torch.stack(probs, 1) if probs else None,
             None if confidence is None else torch.sigmoid(confidence.float()),
             None if masks is None else masks.lengths,

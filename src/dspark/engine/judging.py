@@ -1,0 +1,136 @@
+"""From the target's logits to accepted counts and drawn tokens, some rows at a time.
+
+A row of probabilities is as long as the vocabulary, so a step of many requests would fill more
+memory than any processor's cache, and pages of it fresh from the system each time. Rows are
+shaped, judged and dropped in parts. What comes out does not depend on the parts.
+
+Suffixes: R requests, K block slots, N rows with logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dspark.core import DraftBlock, Request, SamplingParams, Verdict
+from dspark.maths.sampling import check_rows, draw, probabilities
+from dspark.maths.verification import verify, verify_greedy
+
+# Probabilities held at a time: on a CPU few enough that the steps meet them in its cache.
+_CHUNK = {"cpu": 2**22, "cuda": 2**26}
+
+# Requests, the target's probabilities [R, K + 1, V] (void beyond a verify length), drafts, verify
+# lengths, verdict: told of all drafts judged above temperature 0, some requests at a time.
+OnVerdict = Callable[[Sequence[Request], Tensor, DraftBlock, Sequence[int], Verdict], None]
+
+
+def judge_greedy(logits_NV: Tensor, drafts: DraftBlock, verify_len: Sequence[int]) -> Verdict:
+    """Drafts against the target's best tokens; see :func:`verify_greedy`.
+
+    Args:
+        logits_NV: of each request's anchor and draft tokens to verify, packed.
+    """
+    ids_RK = drafts.draft_ids_RK
+    best_RK = _rectangle(best(logits_NV), verify_len, ids_RK.shape[1])
+    return verify_greedy(best_RK, ids_RK, verify_len)
+
+
+def judge_sampled(
+    requests: Sequence[Request],
+    logits_NV: Tensor,
+    drafts: DraftBlock,
+    verify_len: Sequence[int],
+    accept_u_RK: NDArray[np.float64],
+    final_u_R: NDArray[np.float64],
+    d2t: Tensor | None,
+    on_verdict: OnVerdict | None = None,
+) -> Verdict:
+    """Drafts against the target's distributions; see :func:`verify`.
+
+    Args:
+        logits_NV: of each request's anchor and draft tokens to verify, packed.
+        accept_u_RK, final_u_R: uniforms of the tests, and of the correction or bonus.
+        d2t: target ids of the draft vocabulary, if it is a part.
+        on_verdict: watches.
+    """
+    assert drafts.draft_probs_RKV is not None
+    K, whole, first = drafts.draft_ids_RK.shape[1], Verdict([], []), 0
+    for part in _parts(verify_len, _rows_at_once(logits_NV)):
+        mine, lengths = requests[part], verify_len[part]
+        params = [r.params for r, n in zip(mine, lengths, strict=True) for _ in range(n + 1)]
+        probs_NV = _probabilities(logits_NV[first : first + len(params)], params)
+        first += len(params)
+        target_RKV = _rectangle(probs_NV, lengths, K)
+        ids_RK, draft_RKV = drafts.draft_ids_RK[part], drafts.draft_probs_RKV[part]
+        verdict = verify(
+            target_RKV, draft_RKV, ids_RK, lengths, accept_u_RK[part], final_u_R[part], d2t
+        )
+        whole.accepted += verdict.accepted
+        whole.next_id += verdict.next_id
+        if on_verdict is not None:
+            on_verdict(mine, target_RKV, DraftBlock(ids_RK, draft_RKV), lengths, verdict)
+    return whole
+
+
+def best(logits_NV: Tensor) -> Tensor:
+    """First largest logit of each row; float32, because arg-max over bfloat16 is slow on a CPU.
+
+    Raises:
+        EngineError: a row has no finite largest logit.
+    """
+    parts = logits_NV.split(_rows_at_once(logits_NV))
+    best_N = torch.cat([part.float().argmax(-1) for part in parts])
+    check_rows(logits_NV.gather(-1, best_N[:, None])[:, 0].isfinite())
+    return best_N
+
+
+def draw_each(
+    logits_NV: Tensor, params: Sequence[SamplingParams], u_N: NDArray[np.float64]
+) -> list[int]:
+    """One token a row, drawn under the row's own parameters."""
+    tokens: list[int] = []
+    rows = _rows_at_once(logits_NV)
+    for start in range(0, len(params), rows):
+        part = slice(start, start + rows)
+        tokens += draw(_probabilities(logits_NV[part], params[part]), u_N[part]).tolist()
+    return tokens
+
+
+def _rows_at_once(logits_NV: Tensor) -> int:
+    return max(_CHUNK[logits_NV.device.type] // logits_NV.shape[1], 1)
+
+
+def _parts(verify_len: Sequence[int], rows: int) -> Iterator[slice]:
+    """Neighbouring requests with at most so many rows together, or one request alone."""
+    first = held = 0
+    for r, length in enumerate(verify_len):
+        if r > first and held + length + 1 > rows:
+            yield slice(first, r)
+            first, held = r, 0
+        held += length + 1
+    if first < len(verify_len):
+        yield slice(first, len(verify_len))
+
+
+def _probabilities(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    return probabilities(
+        logits_NV,
+        torch.tensor([p.temperature for p in params]),
+        torch.tensor([p.top_k for p in params]),
+        torch.tensor([p.top_p for p in params], dtype=torch.float64),
+    )
+
+
+def _rectangle(x_N: Tensor, verify_len: Sequence[int], K: int) -> Tensor:
+    """Ragged rows, 1 + verify length of each request, as [R, K + 1, ...]; the rest undefined."""
+    R, width = len(verify_len), K + 1
+    if len(x_N) == R * width:
+        return x_N.view(R, width, *x_N.shape[1:])
+    rows = [r * width + k for r, length in enumerate(verify_len) for k in range(length + 1)]
+    full = x_N.new_empty(R * width, *x_N.shape[1:])
+    full[torch.tensor(rows, device=x_N.device)] = x_N
+    return full.view(R, width, *x_N.shape[1:])
