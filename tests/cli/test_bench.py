@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,41 @@ def test_load(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert "Unknown policy" in capfd.readouterr().err
 
 
+def test_load_of_two_drafters(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = tmp_path / "load.json", home / "run" / "drafter"
+    line = ["bench", "load", "--target", str(home / "target"), "--dtype", "float32"]
+    line += ["--drafter", str(folder), "--users", "1,2", "--seconds", "0.1", "--slice", "0.05"]
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"id": "a", "prompt": "count 3"}])
+    line += ["--data", str(prompts), "--max-new-tokens", "6", "--policies", "off,fixed:2"]
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert cli.main([*line, "--against", f"{other}=fixed:1", "--json", str(file)]) == 0
+    assert "other fixed:1" in capfd.readouterr().out
+    rows = read_artifact(file, "dspark.load/1")["rows"]
+    assert [(r["users"], r["drafter"], r["policy"], r["kind"]) for r in rows] == [
+        (users, *way, "dspark")
+        for users in (1, 2)
+        for way in (("drafter", "off"), ("drafter", "fixed:2"), ("other", "fixed:1"))
+    ]
+    for wrong in ("fixed:1", "=fixed:1", "none=fixed:1"):
+        assert cli.main([*line, "--against", wrong]) == 2
+        assert "takes a drafter and a policy" in capfd.readouterr().err
+    assert cli.main([*line, "--against", f"{other}=fixed:99"]) == 2
+    assert "does not fit the drafter" in capfd.readouterr().err
+
+
 def test_load_says_how_adaptive_policies_did() -> None:
     """One line a level and policy, where fixed ones ran beside it."""
 
-    def row(policy: str, users: int, speed: int) -> dict[str, Any]:
+    def row(policy: str, users: int, speed: int, drafter: str = "dspark") -> dict[str, Any]:
         slices = [{"tokens": speed, "seconds": 1.0}] * 6
-        return {"policy": policy, "users": users, "rate": 0.5, "slices": slices}
+        load = {"users": users, "rate": 0.5}
+        return {"drafter": drafter, "policy": policy, **load, "slices": slices}
 
     rows = [row("off", 1, 100), row("fixed:2", 1, 200), row("causal", 1, 196)]
     rows += [row("off", 0, 100), row("pipelined", 0, 90), row("causal", 4, 90)]
+    rows += [row("fixed:2", 1, 900, "mtp"), row("causal", 1, 90, "mtp")]  # another drafter's
     assert never_worse_lines(rows) == [
         "1 users: causal 0.980 (0.980 to 0.980) of the best fixed choice, fixed:2",
         "0.5/s: pipelined 0.900 (0.900 to 0.900) of the best fixed choice, off; below 0.98",

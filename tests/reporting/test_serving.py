@@ -83,6 +83,20 @@ def test_only_the_baseline_gets_the_best_of_its_policies(tmp_path: Path) -> None
     ]
 
 
+def test_drafters_of_one_file_are_lines_of_their_own(tmp_path: Path) -> None:
+    own = [load_row(policy, n) for n in (1, 4) for policy in ("off", "fixed:1", "causal")]
+    mtp = [load_row("fixed:1", n, gain=9) | {"drafter": "mtp", "kind": "mtp"} for n in (1, 4)]
+    write_load(tmp_path / "apart" / "dspark.json", rows=own)
+    write_load(tmp_path / "r" / "both.json", rows=own + mtp)
+    results = load([tmp_path / "r"])
+    (some,) = serving.load_lines(results).values()
+    assert serving.load_labels(some) == ["off", "dspark fixed:1", "dspark causal", "mtp fixed:1"]
+    assert [line.kind for line in some] == ["dspark", "dspark", "dspark", "mtp"]
+    assert list(dict(serving.against_baseline(some))) == ["dspark fixed:1", "dspark causal"]
+    (both,), (alone,) = results.of(Load), load([tmp_path / "apart"]).of(Load)
+    assert serving.never_worse(both[1]) == serving.never_worse(alone[1])
+
+
 def test_without_the_baseline_nothing_is_compared(tmp_path: Path) -> None:
     write_load(tmp_path / "dspark.json")
     (some,) = serving.load_lines(load([tmp_path])).values()

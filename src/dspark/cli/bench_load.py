@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +32,29 @@ from dspark.cli.common import (
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
+if TYPE_CHECKING:
+    from dspark.engine.adaptive import PolicyTables
+    from dspark.models.drafter import Drafter
+    from dspark.models.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to serve: a drafter, none for the policy off, under a policy."""
+
+    drafter: str
+    policy: str
+    model: Drafter | None
+    tables: PolicyTables | None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What rows of this way say of the drafter."""
+        from dspark.models.target import portable_name
+
+        kind = None if self.model is None else self.model.config.kind
+        return {"drafter": portable_name(self.drafter), "kind": kind}
+
 
 def command(
     users: Annotated[
@@ -38,6 +64,12 @@ def command(
         str, typer.Option(help="Arrivals a second of the open loop (Poisson); none by default.")
     ] = "",
     policies: Annotated[str, typer.Option(help="Policies, separated by commas.")] = "off,fixed:3",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DRAFTER=POLICY", help="Another drafter in the same turns; repeatable."
+        ),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each policy at each level.")] = 20.0,
     slice_s: SliceOption = 1.0,
     data: PromptsOption = None,
@@ -61,6 +93,8 @@ def command(
         dspark bench load --users 1,4,16 --policies off,fixed:3,causal --json load.json
 
         dspark bench load --users 8 --rates 2,4 --policies off,pipelined --seconds 30
+
+        dspark bench load --users 1,8,64 --policies off,causal --against mtp=fixed:1
     """
     if json_file is not None:
         check_writable(json_file)
@@ -79,16 +113,17 @@ def command(
     prompts = spread_prompts(data)
     params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
     model, draft_model = load_models(target, drafter, dtype, threads)
-    tables = {name: load_tables(name, model, drafter) for name in names}
+    ways = [_Way(drafter, name, draft_model, load_tables(name, model, drafter)) for name in names]
+    ways += _others(against or [], model)
     ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
 
-    def build(policy: str, slots: int) -> Engine:
-        own = None if policy == "off" else draft_model
-        return Engine(model, own, policy, slots, room, seed, tables[policy])
+    def build(way: _Way, slots: int) -> Engine:
+        own = None if way.policy == "off" else way.model
+        return Engine(model, own, way.policy, slots, room, seed, way.tables)
 
-    for name in names:
-        build(name, 1)  # a wrong name is the first thing to hear about
+    for way in ways:
+        build(way, 1)  # a wrong name is the first thing to hear about
     with passing_bar() as bar:
         task = bar.add_task("starting", total=len(levels))
 
@@ -99,7 +134,7 @@ def command(
 
         rows = load.run(
             build,
-            names,
+            ways,
             levels,
             ids,
             params,
@@ -108,6 +143,8 @@ def command(
             seed=seed,
             on_slice=show,
         )
+    for row, way in zip(rows, cycle(ways), strict=False):
+        row |= way.fields
     console = Console(highlight=False)
     console.print(_shown(rows))
     for line in never_worse_lines(rows):
@@ -117,8 +154,7 @@ def command(
         record = provenance("dspark bench load", {"seed": seed}, [folder] if folder else [])
         facts = {
             "target": portable_name(target),
-            "drafter": portable_name(drafter),
-            "kind": None if draft_model is None else draft_model.config.kind,
+            **ways[0].fields,
             "dtype": dtype,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
@@ -148,12 +184,36 @@ def _numbers(text: str, option: str, whole: bool = False) -> list[float]:
     return found
 
 
+def _others(named: Sequence[str], target: Target) -> list[_Way]:
+    """Ways with drafters of their own, from DRAFTER=POLICY.
+
+    Raises:
+        ConfigError: one is not of that form, or without a drafter.
+        CheckpointError, IncompatibleDrafterError: see ``load_drafter``.
+    """
+    from dspark.models.checkpoint import load_drafter
+
+    ways = []
+    for text in named:
+        drafter, separator, policy = text.rpartition("=")
+        folder = find_drafter(drafter, target.name) if drafter else None
+        if not separator or folder is None:
+            raise ConfigError(
+                "--against takes a drafter and a policy", found=text, fix="Write mtp=fixed:1"
+            )
+        model = load_drafter(folder, target)
+        ways.append(_Way(drafter, policy, model, load_tables(policy, target, drafter)))
+    return ways
+
+
 def never_worse_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """Each adaptive policy against the best fixed choice of its level, one line a comparison."""
+    """Each adaptive policy against its drafter's best fixed choice, one line a level."""
     from dspark.maths.never_worse import LIMITS, judge
 
     levels: dict[str, dict[str, Any]] = {}
     for row in rows:
+        if row["drafter"] != rows[0]["drafter"]:
+            continue
         turns = [(part["tokens"], part["seconds"]) for part in row["slices"]]
         levels.setdefault(_level(row), {})[row["policy"]] = turns
     return [
@@ -174,7 +234,7 @@ def _shown(rows: list[dict[str, Any]]) -> Table:
     headings = ("load", "policy", "tokens/s", "a user p50", "first token p50")
     for heading in (*headings, "accepted_length", "verify_len", "wasted"):
         table.add_column(heading, justify="left" if heading in ("load", "policy") else "right")
-    before = None
+    own, before = rows[0]["drafter"], None
     for row in rows:
         name = _level(row)
         if before not in (None, name):
@@ -183,7 +243,7 @@ def _shown(rows: list[dict[str, Any]]) -> Table:
         ends = " to ".join(f"{end:.0f}" for end in row["tokens_per_s_ci"])
         table.add_row(
             name,
-            escape(row["policy"]),
+            escape(row["policy"] if row["drafter"] == own else f"{row['drafter']} {row['policy']}"),
             f"{row['tokens_per_s']:.1f} ({ends})",
             _form(row["tokens_per_s_per_user_p50"], ".1f"),
             _form(row["ttft_p50"], ".3f"),

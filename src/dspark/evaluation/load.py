@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -162,13 +162,13 @@ class Load:
 
 
 OPEN_SLOTS = 64
-Build = Callable[[str, int], Engine]  # policy, slots
+Way = TypeVar("Way")
 OnSlice = Callable[[Load, int, int], None]
 
 
 def run(
-    build: Build,
-    policies: Sequence[str],
+    build: Callable[[Way, int], Engine],
+    ways: Sequence[Way],
     levels: Sequence[Load],
     prompts: Sequence[list[int]],
     params: SamplingParams,
@@ -178,29 +178,30 @@ def run(
     seed: int = 0,
     on_slice: OnSlice = lambda level, done, all_: None,
 ) -> list[dict[str, Any]]:
-    """Every policy at every level of load.
+    """Every way to serve at every level of load.
 
     Args:
-        build: makes an engine for a policy with so many slots.
-        seconds: of each policy at each level, after one slice to warm up.
+        build: makes an engine that serves one way, with so many slots.
+        ways: usually policies.
+        seconds: of each way at each level, after one slice to warm up.
         slice_s: seconds of a turn.
 
     Returns:
-        Rows of schema dspark.load/1.
+        Rows of schema dspark.load/1, level by level, in each the ways in their order.
     """
     rows = []
     turns = 1 + max(round(seconds / slice_s), 1)
     for level in levels:
         lanes = [
             Lane(
-                build(policy, level.slots),
+                build(way, level.slots),
                 prompts,
                 params,
                 users=level.users,
                 rate=level.rate,
                 seed=seed,
             )
-            for policy in policies
+            for way in ways
         ]
         for turn in range(turns):
             first = turn % len(lanes)  # no policy always follows the same other one

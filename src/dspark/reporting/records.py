@@ -273,6 +273,8 @@ class LoadRow(Record):
     """One policy at one level of load."""
 
     policy: str
+    drafter: str | None = None  # the file's, in files without it
+    kind: str | None = None
     users: int
     rate: float = 0.0
     tokens_per_s: Number

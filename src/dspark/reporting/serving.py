@@ -59,12 +59,12 @@ def load_lines(results: Results) -> dict[Setting, list[LoadLine]]:
     for file, record in files:
         machine = results.machine(file)
         setting = Setting(record.target, record.dtype, record.temperature, machine)
-        by_policy: dict[str, list[LoadRow]] = {}
+        by_way: dict[tuple[str, str, str], list[LoadRow]] = {}
         for row in record.rows:
-            by_policy.setdefault(row.policy, []).append(row)
+            whose = row.drafter or record.drafter, row.kind or _kind(record)
+            by_way.setdefault((*whose, row.policy), []).append(row)
         found.setdefault(setting, []).extend(
-            LoadLine(file, record.drafter, _kind(record), policy, rows)
-            for policy, rows in by_policy.items()
+            LoadLine(file, *way, rows) for way, rows in by_way.items()
         )
     return found
 
@@ -86,9 +86,11 @@ def load_labels(some: Sequence[LoadLine]) -> list[str]:
 
 
 def never_worse(record: Load) -> list[tuple[str, str, NeverWorse]]:
-    """(level, adaptive policy, comparison with the best fixed choice) of one file."""
+    """(level, adaptive policy, comparison with its drafter's best fixed choice) of one file."""
     levels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for row in record.rows:
+        if row.drafter not in (None, record.drafter):
+            continue
         turns = [(float(part.tokens), part.seconds) for part in row.slices]
         levels.setdefault(row.level, {})[row.policy] = turns
     return [
