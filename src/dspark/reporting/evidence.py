@@ -26,8 +26,8 @@ COMMANDS = {
     "demo": "dspark demo --compare transformers --json results/demo.json",
     "load": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,fixed:1,fixed:3,causal "
     "--json results/load.json",
-    "load_mtp": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,causal --against mtp=fixed:1 "
-    "--json results/load.json",
+    "load_mtp": "dspark bench load --users 1,2,4,8,16,32,64 --policies off,causal "
+    "--against mtp=fixed:1 --json results/load.json",
     "peers": "dspark bench peers --gguf MODEL.gguf --json results/peers.json",
     "cost": "dspark profile --json results/cost.json",
     "floor": "dspark bench floor --json results/floor.json",
