@@ -28,6 +28,8 @@ def test_head(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     file = tmp_path / "r" / "head.json"
     line = ["bench", "head", "--target", str(home / "target"), "--rounds", "5"]
     line += ["--drafter", str(home / "run" / "drafter"), "--dtype", "float32"]
+    rows = [{"id": str(n), "prompt": f"count {n}"} for n in range(4)]
+    line += ["--data", str(write_jsonl(tmp_path / "p.jsonl", rows))]
     assert cli.main([*line, "--json", str(file)]) == 0
     assert "vanilla" in capfd.readouterr().out
     found = read_artifact(file, "dspark.head_cost/1")
@@ -65,7 +67,7 @@ def test_load_of_two_drafters(
     line += ["--data", str(prompts), "--max-new-tokens", "6", "--policies", "off,fixed:2"]
     other = shutil.copytree(folder, tmp_path / "other")
     assert cli.main([*line, "--against", f"{other}=fixed:1", "--json", str(file)]) == 0
-    assert "other fixed:1" in capfd.readouterr().out
+    assert "other" in capfd.readouterr().out
     rows = read_artifact(file, "dspark.load/1")["rows"]
     assert [(r["users"], r["drafter"], r["policy"], r["kind"]) for r in rows] == [
         (users, *way, "dspark")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,9 @@ def some_tables(draw: random.Random) -> PolicyTables:
     verify = rising(list(zip(sizes, seconds.tolist(), strict=True)))
     short = tuple((slots, rising([(1, 0.0004 * slots), (32, 0.005 * slots)])) for slots in (1, 3))
     cost = CostTable(key, verify, draft, 64, *((K, short) if draw.random() < 0.7 else ()))
+    if draw.random() < 0.7:  # more requests make the same rows dearer
+        more = [(n, rising([(n * i, 0.01 + n * (i + 2) / 2e3) for i in (1, 3)])) for n in (1, 4, 9)]
+        cost = replace(cost, of_requests=tuple(more))
     entries = []
     for temperature in (0.0, 1.0):
         scales = tuple(draw.uniform(0.5, 3) for _ in range(K))
@@ -65,9 +68,8 @@ class Literal:
     seen: list[dict[int, Any]] = field(default_factory=list)
     expected: dict[int, Any] = field(default_factory=dict)
 
-    @property
-    def verify_s(self) -> Any:
-        seconds = self.tables.cost.verify_s(MOST_TOKENS)
+    def verify_s(self, requests: int) -> Any:
+        seconds = self.tables.cost.verify_s(MOST_TOKENS, requests)
         return envelope(seconds) if self.name == "causal" else seconds
 
     def entry(self, request: Request) -> Any:
@@ -94,7 +96,8 @@ class Literal:
             expected.append(np.minimum(self.mean(request) * ratio, 1))
         self.expected = {r.id: a for r, a in zip(requests, expected, strict=True)}
         order = np.argsort(-np.array(expected).sum(1), kind="stable")
-        total, verify_s = len(requests), self.verify_s[batch.prefill_rows + len(requests) :]
+        total = len(requests)
+        verify_s = self.verify_s(total)[batch.prefill_rows + total :]
         thetas = {0: total / verify_s[0]}
         for number in {min(2**i, total) for i in range(8)}:
             ahead = np.array(expected)[order[:number]]
@@ -142,11 +145,12 @@ class Literal:
                 lengths.append(0)
                 continue
             tokens = 1 + np.concatenate([[0], np.cumsum(self.mean(request))])
-            seconds = self.tables.cost.draft_s(1) + self.verify_s[1 : K + 2]
+            seconds = self.tables.cost.draft_s(1) + self.verify_s(1)[1 : K + 2]
             lengths.append(int(np.argmax(tokens / seconds)))
             committed += self.mean(request)[: lengths[-1]].sum()
         rows = batch.other_rows + len(batch.decode) + sum(lengths)
-        return lengths, free, committed, self.verify_s[rows:]
+        deciding = len(batch.decode) + len(batch.plain)
+        return lengths, free, committed, self.verify_s(deciding)[rows:]
 
     def plan(self, batch: Batch, sure_RK: Any) -> list[int]:
         lengths, free, committed, verify_s = self.frame(batch)

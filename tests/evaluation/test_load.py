@@ -39,10 +39,12 @@ def seconds_of_steps(monkeypatch: pytest.MonkeyPatch, step_s: float = 1.0) -> No
 def test_closed_loop_keeps_its_users_busy(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds_of_steps(monkeypatch)
     lane = Lane(Engine(target, slots=3), PROMPTS, PARAMS, users=3)
-    for _ in range(4):
+    monkeypatch.setattr(lane._cut, "randint", lambda low, high: high)
+    lane.warm_up(10)
+    for _ in range(3):
         lane.turn(10)
     assert lane.clock == 40
-    assert [part.steps for part in lane.slices] == [10] * 4
+    assert [part.steps for part in lane.slices] == [10] * 3
     assert len(lane._running) <= 3
     row = lane.row()
     # Six tokens take six steps: three requests end together, and three more begin.
@@ -53,6 +55,27 @@ def test_closed_loop_keeps_its_users_busy(target: Target, monkeypatch: pytest.Mo
     assert (row["mean_verify_len"], row["wasted_share"], row["steps"]) == (0, None, 30)
 
 
+def test_warm_is_when_every_user_has_heard_something(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds_of_steps(monkeypatch)
+    engine = Engine(target, slots=8, prefill_rows=2)  # a prompt takes several steps
+    lane = Lane(engine, PROMPTS, PARAMS, users=8)
+    lane.warm_up(1)
+    assert lane.slices == []
+    assert all(watched.first is not None for watched in lane.watched[:8])
+    assert lane.clock > 8
+    lane.turn(3)
+    assert lane.row()["steps"] == 3
+    assert len({watched.request.params.max_new_tokens for watched in lane.watched[:8]}) > 2
+    lane.turn(100)
+    assert {watched.request.params.max_new_tokens for watched in lane.watched[8:]} == {6}
+    other = Lane(Engine(target, slots=8), PROMPTS, PARAMS, users=8)
+    other.turn(1)  # the same users, whatever the policy
+    for mine, its in zip(lane.watched[:8], other.watched, strict=False):
+        assert mine.request.params == its.request.params
+
+
 def test_texts_are_the_targets(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds_of_steps(monkeypatch)
     drafter = random_drafter(target, 3)
@@ -61,7 +84,7 @@ def test_texts_are_the_targets(target: Target, monkeypatch: pytest.MonkeyPatch) 
     done = [w.request for w in lane.watched if w.ended is not None]
     assert done
     for request in done:
-        assert [request.output_ids] == answer(target, None, [request.prompt_ids], PARAMS)
+        assert [request.output_ids] == answer(target, None, [request.prompt_ids], request.params)
 
 
 def test_open_loop_arrivals_wait_for_their_time(
@@ -103,7 +126,8 @@ def test_lanes_take_turns(target: Target, monkeypatch: pytest.MonkeyPatch) -> No
         seconds=6,
         slice_s=2,
     )
-    assert turns == ["off", "fixed:2", "fixed:2", "off"] * 4
+    assert turns[:2] == ["off", "fixed:2"]  # to warm up
+    assert turns[2:8] == ["off", "fixed:2", "fixed:2", "off", "off", "fixed:2"]
     assert [(r["policy"], r["users"], r["rate"]) for r in rows] == [
         ("off", 1, 0.0),
         ("fixed:2", 1, 0.0),
@@ -112,6 +136,6 @@ def test_lanes_take_turns(target: Target, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     drafted = rows[1]
     assert drafted["mean_verify_len"] > 0
-    assert len(drafted["slices"]) == 3  # the first one warms up
+    assert len(drafted["slices"]) == 3
     low, high = drafted["tokens_per_s_ci"]
     assert low <= drafted["tokens_per_s"] <= high

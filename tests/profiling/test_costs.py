@@ -28,7 +28,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 def test_sizes_cover_one_user_densely_and_many_coarsely() -> None:
     assert dict(costs.sizes(1, 3)) == {1: range(4)}
-    assert dict(costs.sizes(6, 4)) == {1: range(5), 2: range(5), 4: [0, 2, 4], 6: [0, 2, 4]}
+    assert dict(costs.sizes(6, 4)) == {1: range(5), 2: range(5), 4: [0, 1, 2, 4], 6: [0, 1, 2, 4]}
 
 
 def test_short_blocks_stay_below_the_whole_one() -> None:
@@ -67,6 +67,11 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
         on_repeat=lambda done, all_: told.append(done),
     )
     expected = {1, 2, 3, 4, 6, 8, 16}  # one and two requests by 1 to 4 rows, four by 1, 2, 4
+    assert [(n, [size for size, _ in points]) for n, points in table.of_requests] == [
+        (1, [1, 2, 3, 4]),
+        (2, [2, 4, 6, 8]),
+        (4, [4, 8, 16]),
+    ]
     assert {size for size, _ in table.verify} == expected == set(seen)
     assert [size for size, _ in table.draft] == [1, 2, 4]
     assert (table.block, [slots for slots, _ in table.short]) == (3, [1, 2])

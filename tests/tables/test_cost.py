@@ -44,6 +44,29 @@ def test_fewer_slots_cost_less() -> None:
     assert TABLE.draft_s(1, 1) == TABLE.draft_s(1, 5) == 0.002  # whole blocks are all it knows
 
 
+MANY = replace(
+    TABLE,
+    verify=rising([(1, 0.01), (4, 0.016), (8, 0.02), (32, 0.08)]),
+    of_requests=((1, rising([(1, 0.01), (8, 0.018)])), (4, rising([(4, 0.03), (16, 0.06)]))),
+)
+
+
+def test_rows_of_many_requests_cost_more() -> None:
+    one, four = MANY.verify_s(32, 1), MANY.verify_s(32, 4)
+    assert one[[1, 8]].tolist() == pytest.approx([0.01, 0.018])
+    assert four[[4, 10, 16]].tolist() == pytest.approx([0.03, 0.045, 0.06])
+    assert four[:5].tolist() == [four[4]] * 5  # a row a request at least
+    assert one[16] - one[8] == pytest.approx(0.02)  # behind its points as all batches together
+    assert MANY.verify_s(32, 3)[8] == pytest.approx((one[8] + 2 * four[8]) / 3)
+    assert (MANY.verify_s(32, 400) == four).all()
+    assert (MANY.verify_s(2, 4) <= four[4]).all()  # fewer tokens asked for than requests
+    for requests in range(1, 6):
+        assert (np.diff(MANY.verify_s(100, requests)) >= 0).all()
+    assert (MANY.verify_s(32) == MANY.verify_s(32, None)).all()
+    assert (TABLE.verify_s(10, 4) == TABLE.verify_s(10)).all()  # a table of before
+    assert (TABLE.most_requests, MANY.most_requests) == (1, 4)
+
+
 def test_more_work_never_takes_less_time() -> None:
     assert rising([(4, 0.01), (1, 0.02)]) == ((1, 0.02), (4, 0.02))
     assert (np.diff(TABLE.verify_s(50)) >= 0).all()
@@ -72,7 +95,7 @@ def test_envelope_is_the_highest_convex_curve_below(rises: list[float]) -> None:
         assert low[i] == pytest.approx(min([seconds[i], *chords]))
 
 
-@pytest.mark.parametrize("table", [TABLE, SHORT])
+@pytest.mark.parametrize("table", [TABLE, SHORT, MANY])
 def test_round_trip(tmp_path: Path, table: CostTable) -> None:
     path = tmp_path / "cost.json"
     table.save(path, {"command": "test"})
@@ -83,7 +106,7 @@ def test_a_table_of_before_short_blocks_is_read(tmp_path: Path) -> None:
     path = tmp_path / "cost.json"
     TABLE.save(path)
     content = json.loads(path.read_text())
-    del content["block"], content["short"]
+    del content["block"], content["short"], content["of_requests"]
     path.write_text(json.dumps(content))
     assert CostTable.load(path, KEY) == TABLE
 
@@ -109,6 +132,9 @@ def test_another_machine_or_model_is_refused(tmp_path: Path, field: str, value: 
         {"short": [[4, [[1, 0.1]]]], "block": 4},
         {"short": [[2, [[1, 0.1]]], [1, [[1, 0.1]]]], "block": 4},
         {"short": 3},
+        {"of_requests": [[2, []]]},
+        {"of_requests": [[2, [[1, 0.1]]]]},
+        {"of_requests": [[2, [[2, 0.1]]], [1, [[1, 0.1]]]]},
     ],
 )
 def test_damage_is_named(tmp_path: Path, change: dict[str, Any]) -> None:

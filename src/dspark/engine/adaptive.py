@@ -60,7 +60,7 @@ class Adaptive(Policy):
 
     def __init__(self, tables: PolicyTables, block_size: int) -> None:
         self.tables, self.draft_len = tables, block_size
-        self.verify_s_B: list[float] = tables.cost.verify_s(MOST_TOKENS).tolist()
+        self._verify_s: dict[int, list[float]] = {}  # by requests
         self._draft_s: list[DraftTimes] = []  # by requests
         self._survival = Survival(tables.calibration, block_size)
         self._first = self._survival  # what fixed lengths hang on, whatever comes later
@@ -90,7 +90,7 @@ class Adaptive(Policy):
         wanted_R = admission.worth_drafting(
             self._expected(requests),
             self._draft_times_to(len(requests)),
-            self._verify_times(batch.prefill_rows + len(requests), len(requests)),
+            self._verify_times(batch.prefill_rows + len(requests), len(requests), len(requests)),
         )
         return [
             pays or probe or _keeps_length(request.params)
@@ -130,9 +130,23 @@ class Adaptive(Policy):
         times = self._draft_times_to(requests)[requests]
         return times if len(frame.free) == requests else times[-1:]
 
-    def _verify_times(self, rows: int, requests: int) -> list[float]:
-        """Seconds of the target's forward with 0, 1, … draft tokens of so many requests."""
-        return self.verify_s_B[rows : rows + requests * self.draft_len + 1]
+    def _verify_times(self, rows: int, drafted: int, requests: int) -> list[float]:
+        """Seconds of the target's forward with 0, 1, … draft tokens.
+
+        Args:
+            rows: in the batch without any.
+            drafted: requests that may have some.
+            requests: that decode, drafted or not.
+        """
+        cost = self.tables.cost
+        requests = min(requests, cost.most_requests)
+        if requests not in self._verify_s:
+            self._verify_s[requests] = self._laid_out(cost, requests)
+        return self._verify_s[requests][rows : rows + drafted * self.draft_len + 1]
+
+    def _laid_out(self, cost: CostTable, requests: int) -> list[float]:
+        """Seconds of the target's forward with 0, 1, … rows of so many requests."""
+        return cost.verify_s(MOST_TOKENS, requests).tolist()
 
     def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
         """Lengths that maximise Θ for the requests without a seed of their own.
@@ -171,7 +185,8 @@ class Adaptive(Policy):
             else:
                 free.append(r)
         rows = batch.other_rows + len(requests) + sum(lengths_R)
-        return Frame(free, lengths_R, self._verify_times(rows, len(free)), committed)
+        seconds_B = self._verify_times(rows, len(free), len(requests) + len(batch.plain))
+        return Frame(free, lengths_R, seconds_B, committed)
 
     @abstractmethod
     def admit(
@@ -188,7 +203,7 @@ class Adaptive(Policy):
         key = way(params)
         if key not in self._steady:
             draft_s = self.tables.cost.draft_s(1)
-            seconds_K = [draft_s + s for s in self._verify_times(1, 1)]
+            seconds_K = [draft_s + s for s in self._verify_times(1, 1, 1)]
             make_room(self._steady)
             survival_K = self._first.mean(params).survival_K
             self._steady[key] = admission.capacity([survival_K], seconds_K)
@@ -217,9 +232,8 @@ class Causal(Adaptive):
 
     name = "causal"
 
-    def __init__(self, tables: PolicyTables, block_size: int) -> None:
-        super().__init__(tables, block_size)
-        self.verify_s_B = envelope(tables.cost.verify_s(MOST_TOKENS)).tolist()
+    def _laid_out(self, cost: CostTable, requests: int) -> list[float]:
+        return envelope(cost.verify_s(MOST_TOKENS, requests)).tolist()
 
     def steps(self, batch: Batch) -> int:
         """As many slots as pay by what the past rounds of the batch let expect, and a spare."""

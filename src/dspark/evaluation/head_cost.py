@@ -47,7 +47,7 @@ def measure(
     if not isinstance(drafter, DSparkDrafter) or drafter.markov_head is None:
         raise ConfigError("The drafter has no sequential head", found=f"kind {drafter.kind}")
     size = drafter.config.block_size
-    room = max(map(len, prompts)) + ANSWER
+    room = min(max(map(len, prompts)) + ANSWER, target.max_positions)
     engine = Engine(target, drafter, f"fixed:{size}", slots=1, max_len=room)
     drafts: dict[str, list[float]] = {way: [] for way in WAYS}
     steps: dict[str, list[float]] = {way: [] for way in WAYS}

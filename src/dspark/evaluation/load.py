@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from dspark.engine.engine import Engine
 from dspark.maths.bootstrap import interval, ratio, resample_counts
 
 SCHEMA = "dspark.load/1"
+_ONE_STEP = 1e-9  # seconds of a turn that is as short as can be
 
 
 @dataclass(slots=True)
@@ -70,8 +71,21 @@ class Lane:
         self.watched: list[Watched] = []
         self._running: dict[int, Watched] = {}
         self._order = _round_and_round(prompts, random.Random(f"{seed}/order"))
+        self._warm = 0  # requests that came before the lane was warm
+        self._cut = random.Random(f"{seed}/cut")
         self._arrivals = _poisson(rate, random.Random(f"{seed}/arrivals")) if rate else None
         self._next = next(self._arrivals) if self._arrivals else 0.0
+
+    def warm_up(self, seconds: float) -> None:
+        """A turn that counts for nothing, on until every user of a closed loop hears something.
+
+        The first answers are cut at random lengths, so that users are out of step from then on.
+        """
+        self.turn(seconds)
+        while any(watched.first is None for watched in self.watched[: self.users]):
+            self.turn(_ONE_STEP)
+        self.slices.clear()
+        self._warm = len(self.watched)
 
     def turn(self, seconds: float) -> None:
         """Step the engine until its clock has gone on by ``seconds``."""
@@ -101,7 +115,10 @@ class Lane:
             self._next = next(self._arrivals)
 
     def _arrive(self, at: float) -> None:
-        request = self.engine.submit(next(self._order), self.params)
+        params = self.params
+        if len(self.watched) < self.users:
+            params = replace(params, max_new_tokens=self._cut.randint(2, params.max_new_tokens))
+        request = self.engine.submit(next(self._order), params)
         watched = Watched(request, at)
         self._running[request.id] = watched
         self.watched.append(watched)
@@ -115,8 +132,8 @@ class Lane:
             del self._running[request.id]
 
     def row(self) -> dict[str, Any]:
-        """Fields of a row of schema dspark.load/1, after the first slice, which warms up."""
-        parts = self.slices[1:] or self.slices
+        """Fields of a row of schema dspark.load/1, of all turns since the lane is warm."""
+        parts = self.slices
         tokens, seconds = [p.tokens for p in parts], [p.seconds for p in parts]
         counts_BP = resample_counts(len(parts))
         resampled = ratio(counts_BP @ np.array(tokens, float), counts_BP @ np.array(seconds))
@@ -127,7 +144,8 @@ class Lane:
             for w in whole
             if len(w.request.output_ids) > 1
         ]
-        waits = [w.first - w.arrived for w in self.watched if w.first is not None]
+        later = self.watched[self._warm :] or self.watched  # the first ones all came at once
+        waits = [w.first - w.arrived for w in later if w.first is not None]
         times = self.engine.stats
         verified, rounds = stats.verified_tokens(requests), sum(len(r.rounds) for r in requests)
         return {
@@ -183,14 +201,14 @@ def run(
     Args:
         build: makes an engine that serves one way, with so many slots.
         ways: usually policies.
-        seconds: of each way at each level, after one slice to warm up.
+        seconds: of each way at each level, after warming up.
         slice_s: seconds of a turn.
 
     Returns:
         Rows of schema dspark.load/1, level by level, in each the ways in their order.
     """
     rows = []
-    turns = 1 + max(round(seconds / slice_s), 1)
+    turns = max(round(seconds / slice_s), 1)
     for level in levels:
         lanes = [
             Lane(
@@ -203,6 +221,8 @@ def run(
             )
             for way in ways
         ]
+        for lane in lanes:
+            lane.warm_up(slice_s)
         for turn in range(turns):
             first = turn % len(lanes)  # no policy always follows the same other one
             for lane in lanes[first:] + lanes[:first]:

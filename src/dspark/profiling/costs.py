@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,7 @@ from dspark.errors import ConfigError
 from dspark.models.checkpoint import WEIGHTS
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target, portable_name
-from dspark.tables.cost import CostKey, CostTable, rising
+from dspark.tables.cost import CostKey, CostTable, Points, rising
 
 OnRepeat = Callable[[int, int], None]
 
@@ -56,7 +56,7 @@ def measure(
     repeats: int,
     on_repeat: OnRepeat = lambda done, all_: None,
 ) -> CostTable:
-    """Median times over batch tokens, and over requests and slots to draft.
+    """Median times over batch tokens and requests, and over requests and slots to draft.
 
     Sizes take turns inside each repeat, so drift of the machine's speed falls on all alike.
 
@@ -79,7 +79,7 @@ def measure(
     engine = Engine(target, drafter, f"fixed:{block}", slots=users, max_len=context + block + 1)
     running = _prefilled(engine, users, context)
     draft_s: dict[tuple[int, int], list[float]] = defaultdict(list)
-    verify_s: dict[int, list[float]] = defaultdict(list)
+    verify_s: dict[tuple[int, int], list[float]] = defaultdict(list)
     for repeat in range(repeats + 1):
         for requests, lengths in sizes(users, block):
             batch = Batch([], running.decode[:requests])
@@ -93,7 +93,7 @@ def measure(
                 before = time.perf_counter()
                 engine.runner.verify(batch, drafts, plan)
                 if repeat:
-                    verify_s[requests * (1 + length)].append(time.perf_counter() - before)
+                    verify_s[requests, requests * (1 + length)].append(time.perf_counter() - before)
         on_repeat(repeat, repeats)
     drafting = lambda slots: rising(  # noqa: E731
         [(size, median(times)) for (own, size), times in draft_s.items() if own == slots]
@@ -101,12 +101,31 @@ def measure(
     short = tuple((slots, drafting(slots)) for slots in short_blocks(block))
     return CostTable(
         key,
-        rising([(size, median(times)) for size, times in verify_s.items()]),
+        _pooled(verify_s),
         drafting(block),
         context,
         block if short else 0,
         short,
+        _by_requests(verify_s),
     )
+
+
+def _pooled(verify_s: Mapping[tuple[int, int], Sequence[float]]) -> Points:
+    """Median times by batch tokens, whosever they are."""
+    pooled: dict[int, list[float]] = defaultdict(list)
+    for (_, tokens), times in verify_s.items():
+        pooled[tokens] += times
+    return rising([(tokens, median(times)) for tokens, times in pooled.items()])
+
+
+def _by_requests(
+    verify_s: Mapping[tuple[int, int], Sequence[float]],
+) -> tuple[tuple[int, Points], ...]:
+    """Median times by requests, then by batch tokens."""
+    apart: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for (requests, tokens), times in verify_s.items():
+        apart[requests].append((tokens, median(times)))
+    return tuple((requests, rising(points)) for requests, points in sorted(apart.items()))
 
 
 def _draft(engine: Engine, batch: Batch) -> tuple[DraftBlock | None, float]:
@@ -133,7 +152,7 @@ def short_blocks(block_size: int) -> tuple[int, ...]:
 
 def sizes(users: int, block_size: int) -> Iterator[tuple[int, Sequence[int]]]:
     """Requests and the verify lengths to time them with: all for one, fewer for many."""
-    requests, few = 1, sorted({0, block_size // 2, block_size})
+    requests, few = 1, sorted({0, 1, block_size // 2, block_size})
     while requests < users:
         yield requests, range(block_size + 1) if requests <= 2 else few
         requests *= 2

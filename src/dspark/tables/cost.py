@@ -1,7 +1,7 @@
 """The cost table: what a round costs on this machine, by measurement (DSpark §3.2.2, §5.2).
 
-Seconds of the target's forward by batch tokens, and of drafting by requests and slots. Made by
-`dspark profile`, used by the adaptive policies. No torch.
+Seconds of the target's forward by batch tokens and requests, and of drafting by requests and slots.
+Made by `dspark profile`, used by the adaptive policies. No torch.
 
 Suffix: B batch tokens.
 """
@@ -56,6 +56,9 @@ class CostTable:
         block: slots of a whole block; 0 where `short` is empty.
         short: (slots, points as in `draft`) of shorter blocks, rising in slots; empty in tables
             of before they were measured, where any draft counts as a whole block.
+        of_requests: (requests, points as in `verify`) of batches of so many requests, rising in
+            requests: each brings a context of its own to read, so 32 rows of 32 requests cost more
+            than of 4. Empty in tables of before, where batch tokens alone count.
     """
 
     key: CostKey
@@ -64,10 +67,41 @@ class CostTable:
     context: int
     block: int = 0
     short: tuple[tuple[int, Points], ...] = ()
+    of_requests: tuple[tuple[int, Points], ...] = ()
 
-    def verify_s(self, tokens: int) -> Floats:
-        """Seconds of the target's forward with 0, 1, … `tokens` batch tokens, [tokens + 1]."""
-        return _between(self.verify, tokens)
+    @property
+    def most_requests(self) -> int:
+        """Requests beyond which their number makes no difference to `verify_s`."""
+        return self.of_requests[-1][0] if self.of_requests else 1
+
+    def verify_s(self, tokens: int, requests: int | None = None) -> Floats:
+        """Seconds of the target's forward with 0, 1, … `tokens` batch tokens, [tokens + 1].
+
+        Args:
+            requests: whose tokens they are, each with one at least; None where it is not known.
+                Straight between the numbers that were measured.
+        """
+        if requests is None or not self.of_requests:
+            return _between(self.verify, tokens)
+        sizes = [size for size, _ in self.of_requests]
+        requests = min(max(requests, sizes[0]), sizes[-1])
+        above = next(i for i, size in enumerate(sizes) if size >= requests)
+        below = above if sizes[above] == requests else above - 1
+        share = (requests - sizes[below]) / max(sizes[above] - sizes[below], 1)
+        low, high = (self._along(self.of_requests[i][1], tokens) for i in (below, above))
+        found = low + share * (high - low)
+        found[:requests] = found[min(requests, tokens)]  # there are no fewer rows than requests
+        return np.maximum.accumulate(found)
+
+    def _along(self, points: Points, tokens: int) -> Floats:
+        """Times at 0 … tokens: between the points straight, beyond them as all batches together."""
+        first, last = points[0][0], points[-1][0]
+        pooled = _between(self.verify, max(tokens, last))
+        at = np.arange(len(pooled))
+        found = np.interp(at, *np.array(points).T)
+        found[:first] += pooled[:first] - pooled[first]
+        found[last:] += pooled[last:] - pooled[last]
+        return np.maximum(found, self.verify[0][1])[: tokens + 1]
 
     def draft_s(self, requests: int, slots: int | None = None) -> float:
         """Seconds of drafting so many slots (default: a whole block) for so many requests.
@@ -97,6 +131,9 @@ class CostTable:
             "context": self.context,
             "block": self.block,
             "short": [[slots, [list(point) for point in points]] for slots, points in self.short],
+            "of_requests": [
+                [n, [list(point) for point in points]] for n, points in self.of_requests
+            ],
         }
         write_artifact(path, SCHEMA, content, provenance)
 
@@ -119,6 +156,7 @@ class CostTable:
                 rising(content["draft"]) if content["draft"] else (),
                 int(content["context"]),
                 *_short(content.get("block", 0), content.get("short", ())),
+                _of_requests(content.get("of_requests", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
@@ -175,6 +213,21 @@ def _short(block: int, points: Sequence[Any]) -> tuple[int, tuple[tuple[int, Poi
     if short and (sizes != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] < int(block)):
         raise ValueError("slots of short blocks must rise and stay below the block's")
     return int(block) if short else 0, short
+
+
+def _of_requests(points: Sequence[Any]) -> tuple[tuple[int, Points], ...]:
+    """The field `of_requests` from a file; tables of before have none.
+
+    Raises:
+        ValueError: requests that do not rise from 1 on, or rows fewer than requests.
+    """
+    found = tuple((int(requests), rising(times)) for requests, times in points)
+    numbers = [requests for requests, _ in found]
+    if found and (numbers != sorted(set(numbers)) or numbers[0] < 1):
+        raise ValueError("numbers of requests must rise from 1 on")
+    if any(times[0][0] < requests for requests, times in found):
+        raise ValueError("a batch has a row for each request")
+    return found
 
 
 def envelope(seconds_B: Floats) -> Floats:
