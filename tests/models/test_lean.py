@@ -363,7 +363,8 @@ def test_cached_attention_ignores_order_and_place(
     for slot, (first, n) in placed:
         q = torch.randn(n, HEADS, SIZE)
         k, v = torch.randn(2, first + n, KV_HEADS, SIZE)
-        cache.write(0, slot * MAX_LEN + torch.arange(first), k[:first], v[:first])
+        before = cache.places(torch.full((first,), slot), torch.arange(first))
+        cache.write(0, before, k[:first], v[:first])
         new.append((q, k[first:], v[first:]))
         spans.append((slot, first, [0] * n))
         expected.append(by_hand(q, k, v, first, window, both))

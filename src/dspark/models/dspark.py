@@ -150,12 +150,12 @@ class DSparkDrafter(Drafter):
     ) -> None:
         if not len(slots_T):
             return
-        rows_T = slots_T * cache.max_len + positions_T
+        places = cache.places(slots_T, positions_T)
         heads = self.backbone.context_heads(
             self.backbone.context(taps_TM.to(self.backbone.norm.weight.dtype)), positions_T
         )
         for layer, (keys, values) in enumerate(heads):
-            cache.write(layer, rows_T, keys, values)
+            cache.write(layer, places, keys, values)
 
     @torch.inference_mode()
     def draft(
