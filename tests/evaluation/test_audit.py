@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dspark.core import Batch
-from dspark.engine import runner
+from dspark.engine import judging
 from dspark.engine.policies import Policy
 from dspark.evaluation import audit
 from dspark.maths import admission, verification
@@ -51,7 +51,7 @@ def test_lossless_setups_pass(table: Target, drafter: Drafter, policy: Any) -> N
 
 def accept_always(patch: pytest.MonkeyPatch) -> None:
     real = verification.verify
-    patch.setattr(runner, "verify", lambda t, d, i, n, u, *rest: real(t, d, i, n, 0 * u, *rest))
+    patch.setattr(judging, "verify", lambda t, d, i, n, u, *rest: real(t, d, i, n, 0 * u, *rest))
 
 
 def residual_from_target(patch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_greedy_text_that_changes_is_caught(
         ]
         return verdict
 
-    monkeypatch.setattr(runner, "verify_greedy", broken)
+    monkeypatch.setattr(judging, "verify_greedy", broken)
     result = found(table, drafter, plan=audit.Plan(PLAN.prompts, 12, 12, 2, 4))
     assert result["greedy"]["outcome"] == "failed"
     assert result["verdict"] == "lossy"
