@@ -15,6 +15,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DtypeOption,
+    PromptsOption,
     TargetOption,
     ThreadsOption,
     check_writable,
@@ -31,9 +32,7 @@ def command(
         list[str] | None,
         typer.Option("--drafter", help="Shipped name or checkpoint folder; repeatable."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Prompt file in place of the bundled prompts.")
-    ] = None,
+    data: PromptsOption = None,
     rounds: Annotated[
         int, typer.Option(min=3, help="Rounds with and without each head, while prompts last.")
     ] = 200,
@@ -57,11 +56,11 @@ def command(
     folders = [find_drafter(name, target) for name in names]
     if json_file is not None:
         check_writable(json_file)
-    from dspark.data.prompts import load_demo_prompts, load_prompts
+    from dspark.data.prompts import spread_prompts
     from dspark.evaluation import head_cost
     from dspark.models.target import portable_name
 
-    prompts = load_demo_prompts() if data is None else load_prompts(data)
+    prompts = spread_prompts(data)
     rows = []
     for name in names:
         model, draft_model = load_models(target, name, dtype, threads)
