@@ -34,6 +34,7 @@ from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.engine.adaptive import PolicyTables
+    from dspark.evaluation.load import Load
     from dspark.models.drafter import Drafter
     from dspark.models.target import Target
 
@@ -124,27 +125,16 @@ def command(
 
     for way in ways:
         build(way, 1)  # a wrong name is the first thing to hear about
-    with passing_bar() as bar:
-        task = bar.add_task("starting", total=len(levels))
-
-        def show(level: load.Load, done: int, all_: int) -> None:
-            what = f"{level.users} users" if level.users else f"{level.rate:g} arrivals/s"
-            at = levels.index(level) + done / all_
-            bar.update(task, completed=at, description=f"{what}, slice {done}/{all_}")
-
-        rows = load.run(
-            build,
-            ways,
-            levels,
-            ids,
-            params,
-            seconds=seconds,
-            slice_s=slice_s,
-            seed=seed,
-            on_slice=show,
-        )
-    for row, way in zip(rows, cycle(ways), strict=False):
-        row |= way.fields
+    rows = _measured(
+        levels,
+        build=build,
+        ways=ways,
+        prompts=ids,
+        params=params,
+        seconds=seconds,
+        slice_s=slice_s,
+        seed=seed,
+    )
     console = Console(highlight=False)
     console.print(_shown(rows))
     for line in never_worse_lines(rows):
@@ -163,6 +153,22 @@ def command(
             "rows": rows,
         }
         write_artifact(json_file, load.SCHEMA, facts, record)
+
+
+def _measured(levels: Sequence[Load], *, ways: Sequence[_Way], **how: Any) -> list[dict[str, Any]]:
+    """Rows of all levels, each with what its way says of the drafter, behind a bar."""
+    from dspark.evaluation import load
+
+    with passing_bar() as bar:
+        task = bar.add_task("starting", total=len(levels))
+
+        def show(level: Load, done: int, all_: int) -> None:
+            what = f"{level.users} users" if level.users else f"{level.rate:g} arrivals/s"
+            at = levels.index(level) + done / all_
+            bar.update(task, completed=at, description=f"{what}, slice {done}/{all_}")
+
+        rows = load.run(ways=ways, levels=levels, on_slice=show, **how)
+    return [row | way.fields for row, way in zip(rows, cycle(ways), strict=False)]
 
 
 def _numbers(text: str, option: str, whole: bool = False) -> list[float]:

@@ -172,8 +172,8 @@ class DSparkDrafter(Drafter):
         config = self.config
         device = self.device
         # No slot beyond those asked for. Seeing all seven, the first gives 1.6 % more accepted
-        # length, the first three 1.0 %; to verify one token they cost 6 % more of a round of one
-        # user and 27 % of 64 (results/cost.json).
+        # length, the first three 1.0 %; to verify one token they cost 2 % more of a round of one
+        # user and 23 % of 64 (results/cost.json).
         size = steps or config.block_size
         mask = [self.mask_id] * (size - 1)
         spans = zip(slots_R, anchor_pos_R, anchors_R, strict=True)
