@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from dspark.models.drafter import DrafterConfig
 from dspark.models.family import RopeTable
+from dspark.models.kv_cache import CachedAttention
 from dspark.models.layers import RMSNorm, rotary, rotate
+from dspark.native import LayerParts, NativeLayer, pack
 
 Heads = tuple[Tensor, Tensor]
 BlockAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -71,10 +73,36 @@ class DraftLayer(nn.Module):
         self.mlp = DraftMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.config, self.native = config, None
+
+    def fuse(self) -> None:
+        """Join the weights for inference into one kernel, where that serves them."""
+        attention, mlp, config = self.self_attn, self.mlp, self.config
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        together = lambda *linears: torch.cat([m.weight.detach() for m in linears])  # noqa: E731
+        self.native = NativeLayer.of(
+            LayerParts(
+                norm_in=self.input_layernorm.weight.detach(),
+                qkv=pack(together(*projections)),
+                out=pack(attention.o_proj.weight.detach()),
+                norm_mlp=self.post_attention_layernorm.weight.detach(),
+                gate_up=pack(together(mlp.gate_proj, mlp.up_proj)),
+                down=pack(mlp.down_proj.weight.detach()),
+                heads=config.num_heads,
+                kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                eps=config.rms_norm_eps,
+                scale=config.head_dim**-0.5,
+                norm_q=attention.q_norm.weight.detach(),
+                norm_k=attention.k_norm.weight.detach(),
+            )
+        )
 
     def forward(
         self, index: int, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: BlockAttention
     ) -> Tensor:
+        if self.native is not None and isinstance(attend, CachedAttention) and attend.native:
+            return attend.run(index, self.native, x_ND, cos, sin)
         normed = self.input_layernorm(x_ND)
         attention = self.self_attn
         queries = attention.queries(normed, cos, sin)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dspark import native
 from dspark.models.layers import grouped_attention
 from dspark.models.padding import Rectangle
 
@@ -138,6 +139,11 @@ class CachedAttention:
     ) -> None:
         self.cache, self.rows, self.windows, self.scale = cache, rows, windows, scale
         self.bidirectional_tail = bidirectional_tail
+        self.native = native.can_attend(cache.keys[0], cache.head_dim)
+        if self.native:
+            self._spans: dict[int | None, tuple[Tensor, Tensor]] = {}
+            self._batches: dict[tuple[int | None, int], native.NativeBatch] = {}
+            return
         self.places = cache.places(rows.slots_T, rows.positions_T)
         self.parts = _split(rows)
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
@@ -164,6 +170,8 @@ class CachedAttention:
 
     def __call__(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
         """Write this layer's keys and values, attend; returns [T, heads · P]."""
+        if self.native:
+            return self._attend(layer, q_THP, k_THP, v_THP)
         self.cache.write(layer, self.places, k_THP, v_THP)
         kv_heads, size = self.cache.kv_heads, self.cache.head_dim
         groups, window = q_THP.shape[1] // kv_heads, self.windows[layer]
@@ -183,6 +191,54 @@ class CachedAttention:
             out = out.view(part.requests, kv_heads, part.n, groups, size).transpose(1, 2)
             outs.append(out.reshape(part.requests * part.n, -1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+    def _attend(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
+        """The same by our own kernel, row by row."""
+        cache, rows = self.cache, self.rows
+        return native.attend(
+            q_THP,
+            k_THP,
+            v_THP,
+            cache.keys[layer],
+            cache.values[layer],
+            rows.slots_T,
+            rows.positions_T,
+            self._seen(self.windows[layer]),
+            cache.max_len,
+            self.scale,
+        )
+
+    def run(
+        self, index: int, layer: native.NativeLayer, x_TD: Tensor, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """A whole layer over the rows by our own kernel, which `native` says there is; [T, D]."""
+        key = (self.windows[index], cos.data_ptr())
+        if key not in self._batches:
+            rows, cache = self.rows, self.cache
+            self._batches[key] = native.NativeBatch(
+                (cos, sin),
+                rows.slots_T,
+                rows.positions_T,
+                self._seen(self.windows[index]),
+                cache.slots,
+                cache.max_len,
+            )
+        return self._batches[key].run(layer, x_TD, self.cache.keys[index], self.cache.values[index])
+
+    def _seen(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """The first position each row sees, and the one after the last."""
+        if window not in self._spans:
+            rows = self.rows
+            stops_T = rows.positions_T + 1
+            if self.bidirectional_tail:
+                _, counts = torch.unique_consecutive(rows.slots_T, return_counts=True)
+                stops_T = stops_T[counts.cumsum(0) - 1].repeat_interleave(counts)
+            firsts_T = torch.zeros_like(stops_T)
+            if window is not None:
+                firsts_T = (rows.positions_T + 1 - window).clamp_min(0)
+            self._spans[window] = firsts_T, stops_T
+        return self._spans[window]
 
 
 class PackedAttention:

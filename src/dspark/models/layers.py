@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dspark import native
 from dspark.models.family import RopeTable
 
 # For every shape of a product oneDNN keeps the compiled kernel and PyTorch a description of it, a
@@ -21,7 +22,7 @@ for _limit in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_limit, "256")
 
 
-def can_pack(weight: Tensor) -> bool:
+def can_reorder(weight: Tensor) -> bool:
     """Whether oneDNN's pre-packed linear serves this weight (CPU, float32 or bfloat16)."""
     return (
         weight.device.type == "cpu"
@@ -30,7 +31,7 @@ def can_pack(weight: Tensor) -> bool:
     )
 
 
-# Rows that the packed layout is chosen for: a draft to verify. 2 % faster than the layout for
+# Rows that oneDNN's layout is chosen for: a draft to verify. 2 % faster than its layout for
 # one row at 4 to 8 rows, and no slower at one.
 PACK_ROWS = 8
 
@@ -38,8 +39,9 @@ PACK_ROWS = 8
 class PackedLinear(nn.Module):
     """``y = x Wᵀ + b (+ residual)`` for inference, the weight laid out once for the machine.
 
-    On CPU the weight is reordered into oneDNN's blocked layout, which saves the reordering that
-    every plain ``F.linear`` call pays; elsewhere this is ``F.linear``.
+    On a processor our own kernel does it, and reads the weight at nearly the speed of memory; where
+    it cannot be compiled oneDNN does, with the weight reordered once instead of at every call;
+    elsewhere this is ``F.linear``.
 
     Args:
         weight: [out, in].
@@ -51,14 +53,19 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
-        self.packed = can_pack(weight)
-        if self.packed:
+        self.packed = native.pack(weight)
+        self.reordered = self.packed is None and can_reorder(weight)
+        if self.packed is not None:
+            weight = self.packed.data
+        elif self.reordered:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
         self.weight = weight
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [..., in] → [..., out]; ``residual`` [..., out] is added in the same pass."""
-        if not self.packed:
+        if self.packed is not None:
+            return native.linear(x, self.packed, self.bias, residual)
+        if not self.reordered:
             y = F.linear(x, self.weight, self.bias)
             return y if residual is None else y + residual
         if residual is not None:
@@ -68,8 +75,23 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
 
 
+def gated(gate_up: Tensor, activation: str = "silu") -> Tensor:
+    """activation(gate) · up of both halves of the last dimension; ``silu``, else GELU's tanh."""
+    if native.serves(gate_up):
+        return native.gate(gate_up, silu=activation == "silu")
+    gate, up = gate_up.chunk(2, -1)
+    if activation == "silu":
+        return F.silu(gate) * up
+    return F.gelu(gate, approximate="tanh") * up
+
+
 def pack_linears(module: nn.Module) -> None:
-    """Replace every ``nn.Linear`` below ``module`` by a packed one, in place (inference only)."""
+    """Replace every ``nn.Linear`` below ``module`` by a packed one, in place (inference only).
+
+    Modules that can join their weights (``fuse()``) do so first.
+    """
+    if callable(fuse := getattr(module, "fuse", None)):
+        fuse()
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             setattr(module, name, PackedLinear(child.weight, child.bias))
@@ -89,6 +111,8 @@ def rotary(positions_T: Tensor, table: RopeTable, dtype: torch.dtype) -> tuple[T
 
 def rotate(x_THP: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary embedding; ``sin`` carries the sign, so rotating the halves is a roll."""
+    if native.serves(x_THP):
+        return native.rotate(x_THP, cos, sin)
     return torch.addcmul(x_THP * cos, x_THP.roll(x_THP.shape[-1] // 2, -1), sin)
 
 
@@ -126,4 +150,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size) if weight is None else weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.weight.dtype is x.dtype and native.serves(x):
+            return native.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.size, self.weight.to(x.dtype), self.eps)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dspark.native import LayerParts, NativeLayer
 from dspark.models.family import TargetSpec, rope_tables
-from dspark.models.layers import PackedLinear, RMSNorm, rotary, rotate
+from dspark.models.kv_cache import CachedAttention
+from dspark.models.layers import PackedLinear, RMSNorm, gated, rotary, rotate
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Rotary = dict[str, tuple[Tensor, Tensor]]
@@ -64,6 +66,33 @@ class LeanLayer(nn.Module):
             self.norm_mlp_in = _norm(layer.post_attention_layernorm, spec)
         if spec.qk_norm:
             self.norm_q, self.norm_k = _norm(attention.q_norm, spec), _norm(attention.k_norm, spec)
+        self.native = None if spec.sandwich_norms else self._native()
+
+    def _native(self) -> NativeLayer | None:
+        """The layer as one kernel, where that serves it."""
+        spec = self.spec
+        return NativeLayer.of(
+            LayerParts(
+                norm_in=self.norm_in.weight.detach(),
+                qkv=self.qkv.packed,
+                out=self.out.packed,
+                norm_mlp=self.norm_mlp_in.weight.detach(),
+                gate_up=self.gate_up.packed,
+                down=self.down.packed,
+                heads=spec.num_heads,
+                kv_heads=spec.num_kv_heads,
+                head_dim=spec.head_dim,
+                eps=spec.rms_norm_eps,
+                scale=spec.attention_scale,
+                qkv_bias=self.qkv.bias,
+                out_bias=self.out.bias,
+                gate_up_bias=self.gate_up.bias,
+                down_bias=self.down.bias,
+                norm_q=self.norm_q.weight.detach() if spec.qk_norm else None,
+                norm_k=self.norm_k.weight.detach() if spec.qk_norm else None,
+                silu=spec.activation == "silu",
+            )
+        )
 
     def heads(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [T, H, P] and keys, and values, of the normed input."""
@@ -79,14 +108,13 @@ class LeanLayer(nn.Module):
 
     def feed_forward(self, x_TD: Tensor) -> Tensor:
         """The gated MLP's last input: activation(gate) · up, [T, intermediate]."""
-        gate, up = self.gate_up(x_TD).chunk(2, -1)
-        if self.spec.activation == "silu":
-            return F.silu(gate) * up
-        return F.gelu(gate, approximate="tanh") * up
+        return gated(self.gate_up(x_TD), self.spec.activation)
 
     def forward(
         self, index: int, x_TD: Tensor, cos: Tensor, sin: Tensor, attend: Attention
     ) -> Tensor:
+        if self.native is not None and isinstance(attend, CachedAttention) and attend.native:
+            return attend.run(index, self.native, x_TD, cos, sin)
         mixed = attend(index, *self.heads(x_TD, cos, sin))
         if self.spec.sandwich_norms:
             x_TD = x_TD + _apply_norm(self.norm_attention_out, self.out(mixed))

@@ -28,8 +28,9 @@ class Transitions:
     def __init__(self, head: MarkovHead, kept_bytes: int = KEPT_BYTES) -> None:
         self.head = head
         weight = head.markov_w2.weight
-        size = max(kept_bytes // (weight.shape[0] * weight.element_size()), 1)
-        self._rows = torch.empty(size, weight.shape[0], dtype=weight.dtype)
+        width = head.markov_w2.out_features
+        size = max(kept_bytes // (width * weight.element_size()), 1)
+        self._rows = torch.empty(size, width, dtype=weight.dtype)
         self._place: dict[int, int] = {}  # by token
         self._token: list[int | None] = [None] * size  # by place
         self._next = 0

@@ -1,0 +1,115 @@
+// Sixteen numbers at a time, as compilers for any processor understand them.
+//
+// Every kernel adds up one output in an order that depends on that output alone: not on the rows
+// beside it, on the tile it was worked out in or on the number of threads. So a request's numbers
+// are the same, bit for bit, whatever else is in the batch.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512BF16__)
+#define DSPARK_BF16_DOT 1  // the processor multiplies pairs of bfloat16
+#else
+#define DSPARK_BF16_DOT 0
+#endif
+
+namespace dspark {
+
+constexpr long LANES = 16;
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t shorts __attribute__((vector_size(32)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+template <class To, class From>
+inline To bits_of(From value) {
+    static_assert(sizeof(To) == sizeof(From));
+    To result;
+    std::memcpy(&result, &value, sizeof(To));
+    return result;
+}
+
+inline floats all(float value) { return value - floats{}; }
+
+inline floats load(const float* at) {
+    floats v;
+    std::memcpy(&v, at, sizeof v);
+    return v;
+}
+
+inline floats load(const bf16* at) {
+    shorts v;
+    std::memcpy(&v, at, sizeof v);
+    return bits_of<floats>(__builtin_convertvector(v, words) << 16);
+}
+
+inline void store(float* at, floats v) { std::memcpy(at, &v, sizeof v); }
+
+inline void store(bf16* at, floats v) {  // to the nearest, ties to even
+#if DSPARK_BF16_DOT
+    const __m256bh rounded = _mm512_cvtneps_pbh(bits_of<__m512>(v));
+    std::memcpy(at, &rounded, sizeof rounded);
+#else
+    const words u = bits_of<words>(v);
+    const shorts rounded = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, shorts);
+    std::memcpy(at, &rounded, sizeof rounded);
+#endif
+}
+
+// The first `count` numbers; the rest are zeros, or are left alone.
+template <class T>
+inline floats load_some(const T* at, long count) {
+    if (count >= LANES) return load(at);
+    T whole[LANES] = {};
+    std::memcpy(whole, at, count * sizeof(T));
+    return load(whole);
+}
+
+template <class T>
+inline void store_some(T* at, floats v, long count) {
+    if (count >= LANES) return store(at, v);
+    T whole[LANES];
+    store(whole, v);
+    std::memcpy(at, whole, count * sizeof(T));
+}
+
+inline float sum(floats v) {
+    float halves[8], total;
+    for (int i = 0; i < 8; i++) halves[i] = v[i] + v[i + 8];
+    for (int i = 0; i < 4; i++) halves[i] += halves[i + 4];
+    total = (halves[0] + halves[2]) + (halves[1] + halves[3]);
+    return total;
+}
+
+inline floats largest(floats a, floats b) { return a > b ? a : b; }
+inline floats smallest(floats a, floats b) { return a < b ? a : b; }
+
+// e^x within 2e-7 of its size; 0 below -87, no more than e^88.
+inline floats exp(floats x) {
+    const floats within = smallest(largest(x, all(-87.0f)), all(88.0f));
+    const floats scaled = within * 1.44269504f;
+    const floats magic = all(12582912.0f);  // 1.5 · 2^23: adding it rounds to a whole number
+    const floats whole = (scaled + magic) - magic;
+    const floats low = (within - whole * 0.693145752f) - whole * 1.42860677e-6f;
+    floats p = all(1.0f / 5040);
+    p = p * low + 1.0f / 720;
+    p = p * low + 1.0f / 120;
+    p = p * low + 1.0f / 24;
+    p = p * low + 1.0f / 6;
+    p = p * low + 0.5f;
+    p = p * low + 1.0f;
+    p = p * low + 1.0f;
+    const ints power = (__builtin_convertvector(whole, ints) + 127) << 23;
+    const floats result = p * bits_of<floats>(power);
+    return x < -87.0f ? floats{} : result;
+}
+
+}  // namespace dspark
