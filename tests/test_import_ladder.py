@@ -19,6 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dspark"
 LADDER = [
     {"dspark", "errors"},
     {"core", "artifacts"},
+    {"native"},
     {"config", "maths", "tables"},
     {"models"},
     {"data"},

@@ -45,6 +45,8 @@ def examine() -> dict[str, Any]:
     """Everything `dspark doctor` shows, as plain values."""
     import torch
 
+    from dspark import native
+
     cache, data = artifacts.cache_dir(), artifacts.data_dir()
     name = default_target.DEFAULT_TARGET
     drafter = default_target.shipped_drafter(name)
@@ -60,6 +62,7 @@ def examine() -> dict[str, Any]:
             "count": artifacts.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "torch_uses": torch.backends.cpu.get_cpu_capability(),
+            "kernels": native.describe(),
             "instruction_sets": _instruction_sets(),
             "memory_gib": _memory_gib(),
         },

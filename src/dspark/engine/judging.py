@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dspark import native
 from dspark.core import DraftBlock, Request, SamplingParams, Verdict
 from dspark.maths.sampling import check_rows, draw, probabilities
 from dspark.maths.verification import verify, verify_greedy
@@ -82,6 +83,10 @@ def best(logits_NV: Tensor) -> Tensor:
     Raises:
         EngineError: a row has no finite largest logit.
     """
+    if native.serves(logits_NV):
+        best_N = native.argmax(logits_NV)
+        check_rows(best_N >= 0)
+        return best_N
     parts = logits_NV.split(_rows_at_once(logits_NV))
     best_N = torch.cat([part.float().argmax(-1) for part in parts])
     check_rows(logits_NV.gather(-1, best_N[:, None])[:, 0].isfinite())

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from dspark import native
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
 from dspark.models.family import TargetSpec
@@ -78,13 +79,29 @@ def measure(target: Target, prompt_ids: Sequence[int], steps: int) -> dict[str, 
 
 
 def _shares(engine: Engine, steps: int) -> list[dict[str, Any]]:
-    """Shares of processor time by kind of work, from a profile of a few steps."""
+    """Shares of the time of a few steps by kind of work, by the kernels' clock or a profile."""
+    native.spent()
+    start = perf_counter()
+    for _ in range(steps):
+        engine.step()
+    whole, times = perf_counter() - start, native.spent()
+    if not any(times.values()):
+        return _profiled_shares(engine, steps)
+    times["everything else"] += whole - sum(times.values())
+    return _ranked(times)
+
+
+def _profiled_shares(engine: Engine, steps: int) -> list[dict[str, Any]]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
             engine.step()
     times = {name: 0.0 for name, _ in KINDS} | {"everything else": 0.0}
     for event in profiler.key_averages():
         times[kind_of(event.key)] += event.self_cpu_time_total
+    return _ranked(times)
+
+
+def _ranked(times: dict[str, float]) -> list[dict[str, Any]]:
     total = sum(times.values()) or 1.0
     ranked = sorted(times.items(), key=lambda pair: -pair[1])
     return [{"name": name, "share": round(spent / total, 4)} for name, spent in ranked]

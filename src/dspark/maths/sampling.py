@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dspark import native
 from dspark.core import SamplingParams
 from dspark.errors import EngineError
 
@@ -62,6 +63,8 @@ def choose(
         int64 ids [R] and float32 probabilities [R, V], or None when every request is greedy.
     """
     if all(params.temperature == 0 for params in params_R):
+        if native.serves(logits_RV):  # a draft from logits that are not finite is only a bad one
+            return native.argmax(logits_RV).clamp_min_(0), None
         return logits_RV.argmax(-1), None
     assert draws_RK is not None
     temperature_R = [params.temperature for params in params_R]

@@ -85,13 +85,16 @@ def verify_greedy(target_ids_RK: Tensor, draft_ids_RK: Tensor, verify_len_R: Len
     Returns:
         Accepted counts and, per request, the target's token after the accepted prefix.
     """
-    K, device = draft_ids_RK.shape[1], target_ids_RK.device
-    verify_len_R = torch.as_tensor(verify_len_R, dtype=torch.int64, device=device)
-    judged_RK = torch.arange(K, device=device) < verify_len_R[:, None]
-    kept_RK = judged_RK & (target_ids_RK[:, :K] == draft_ids_RK)
-    accepted_R = kept_RK.cumprod(dim=1).sum(dim=1)
-    next_id_R = target_ids_RK.gather(1, accepted_R[:, None])[:, 0]
-    return Verdict(accepted_R.tolist(), next_id_R.tolist())
+    verdict = Verdict([], [])
+    lengths = torch.as_tensor(verify_len_R).tolist()
+    rows = zip(target_ids_RK.tolist(), draft_ids_RK.tolist(), lengths, strict=True)
+    for target_K, draft_K, length in rows:
+        accepted = 0
+        while accepted < length and target_K[accepted] == draft_K[accepted]:
+            accepted += 1
+        verdict.accepted.append(accepted)
+        verdict.next_id.append(target_K[accepted])
+    return verdict
 
 
 def overlap(target_probs_RKV: Tensor, draft_probs_RKV: Tensor, d2t: Tensor | None) -> Tensor:

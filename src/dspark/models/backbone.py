@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dspark import native
 from dspark.models.drafter import DrafterConfig
 from dspark.models.family import RopeTable
-from dspark.models.kv_cache import CachedAttention
+from dspark.models.kv_cache import CachedAttention, KVCache
 from dspark.models.layers import RMSNorm, rotary, rotate
-from dspark.native import LayerParts, NativeLayer, pack
+from dspark.native import LayerParts, NativeBatch, NativeContext, NativeStack, pack
 
 Heads = tuple[Tensor, Tensor]
 BlockAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -73,36 +74,32 @@ class DraftLayer(nn.Module):
         self.mlp = DraftMLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.config, self.native = config, None
+        self.config = config
 
-    def fuse(self) -> None:
-        """Join the weights for inference into one kernel, where that serves them."""
+    def parts(self) -> LayerParts:
+        """The weights as the kernels take them."""
         attention, mlp, config = self.self_attn, self.mlp, self.config
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         together = lambda *linears: torch.cat([m.weight.detach() for m in linears])  # noqa: E731
-        self.native = NativeLayer.of(
-            LayerParts(
-                norm_in=self.input_layernorm.weight.detach(),
-                qkv=pack(together(*projections)),
-                out=pack(attention.o_proj.weight.detach()),
-                norm_mlp=self.post_attention_layernorm.weight.detach(),
-                gate_up=pack(together(mlp.gate_proj, mlp.up_proj)),
-                down=pack(mlp.down_proj.weight.detach()),
-                heads=config.num_heads,
-                kv_heads=config.num_kv_heads,
-                head_dim=config.head_dim,
-                eps=config.rms_norm_eps,
-                scale=config.head_dim**-0.5,
-                norm_q=attention.q_norm.weight.detach(),
-                norm_k=attention.k_norm.weight.detach(),
-            )
+        return LayerParts(
+            norm_in=self.input_layernorm.weight.detach(),
+            qkv=pack(together(*projections)),
+            out=pack(attention.o_proj.weight.detach()),
+            norm_mlp=self.post_attention_layernorm.weight.detach(),
+            gate_up=pack(together(mlp.gate_proj, mlp.up_proj)),
+            down=pack(mlp.down_proj.weight.detach()),
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            eps=config.rms_norm_eps,
+            scale=config.head_dim**-0.5,
+            norm_q=attention.q_norm.weight.detach(),
+            norm_k=attention.k_norm.weight.detach(),
         )
 
     def forward(
         self, index: int, x_ND: Tensor, cos: Tensor, sin: Tensor, attend: BlockAttention
     ) -> Tensor:
-        if self.native is not None and isinstance(attend, CachedAttention) and attend.native:
-            return attend.run(index, self.native, x_ND, cos, sin)
         normed = self.input_layernorm(x_ND)
         attention = self.self_attn
         queries = attention.queries(normed, cos, sin)
@@ -123,9 +120,36 @@ class ParallelBackbone(nn.Module):
         self.norm = RMSNorm(size, config.rms_norm_eps)
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
         self.rope = RopeTable(1.0 / config.rope_theta**half)
+        self.stack: NativeStack | None = None
+        self.joint: NativeContext | None = None
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
+
+    def fuse(self) -> None:
+        """Join weights for inference into kernels, where those serve them."""
+        layers: list[DraftLayer] = list(self.layers)  # type: ignore[arg-type]
+        self.stack = NativeStack.of([layer.parts() for layer in layers])
+        attentions = [layer.self_attn for layer in layers]
+        projections = [p.weight.detach() for a in attentions for p in (a.k_proj, a.v_proj)]
+        fc, kv = pack(self.fc.weight.detach()), pack(torch.cat(projections))
+        if self.stack is None or fc is None or kv is None:
+            return
+        norms_k = [attention.k_norm.weight.detach() for attention in attentions]
+        norm, heads = self.hidden_norm, layers[0].config.num_kv_heads
+        self.joint = NativeContext(fc, norm.weight.detach(), kv, norms_k, heads, norm.eps)
+
+    def extend(self, cache: KVCache, taps_TM: Tensor, slots_T: Tensor, positions_T: Tensor) -> None:
+        """Keys and values of committed positions join the cache (eqs. 2 and 3)."""
+        if self.joint is None or not native.serves(taps_TM):
+            places = cache.places(slots_T, positions_T)
+            heads = self.context_heads(self.context(taps_TM), positions_T)
+            for layer, (keys, values) in enumerate(heads):
+                cache.write(layer, places, keys, values)
+            return
+        tables = rotary(positions_T, self.rope, taps_TM.dtype)
+        batch = NativeBatch(tables, slots_T, positions_T, None, cache.slots, cache.max_len)
+        batch.write(self.joint, taps_TM, *cache.addresses)
 
     def context(self, taps_TM: Tensor) -> Tensor:
         """H_ctx = RMSNorm(W_c taps), [T, D] (eq. 2)."""
@@ -140,6 +164,8 @@ class ParallelBackbone(nn.Module):
     def forward(self, x_ND: Tensor, positions_N: Tensor, attend: BlockAttention) -> Tensor:
         """Block states [N, D] through all layers and the final norm."""
         cos, sin = rotary(positions_N, self.rope, x_ND.dtype)
+        if self.stack and isinstance(attend, CachedAttention) and attend.can_run:
+            return self.norm(attend.run(self.stack, x_ND, (cos, sin))[0])
         for index, layer in enumerate(self.layers):
             x_ND = layer(index, x_ND, cos, sin, attend)
         return self.norm(x_ND)

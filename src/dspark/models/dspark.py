@@ -150,12 +150,8 @@ class DSparkDrafter(Drafter):
     ) -> None:
         if not len(slots_T):
             return
-        places = cache.places(slots_T, positions_T)
-        heads = self.backbone.context_heads(
-            self.backbone.context(taps_TM.to(self.backbone.norm.weight.dtype)), positions_T
-        )
-        for layer, (keys, values) in enumerate(heads):
-            cache.write(layer, places, keys, values)
+        taps_TM = taps_TM.to(self.backbone.norm.weight.dtype)
+        self.backbone.extend(cache, taps_TM, slots_T, positions_T)
 
     @torch.inference_mode()
     def draft(
@@ -180,9 +176,7 @@ class DSparkDrafter(Drafter):
         rows = Rows.build([(s, pos, [a, *mask]) for s, pos, a in spans], device)
         embedded = self.shared.embed(rows.ids_T).to(self.backbone.norm.weight.dtype)
         windows = (None,) * config.num_layers
-        attend = CachedAttention(
-            cache, rows, windows, config.head_dim**-0.5, bidirectional_tail=True
-        )
+        attend = CachedAttention(cache, rows, windows, config.head_dim**-0.5, block=size)
         hidden = self.backbone(embedded, rows.positions_T, attend)
         hidden_RKD = hidden.view(len(anchors_R), size, -1)
         anchors = torch.tensor(anchors_R, device=device)

@@ -18,10 +18,16 @@ LEAN_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """Rotary frequencies of one kind of layer: ``inv_freq`` [head_dim / 2] and a magnitude."""
+    """Rotary frequencies of one kind of layer: ``inv_freq`` [head_dim / 2] and a magnitude.
+
+    ``kept`` holds the cosines and sines of all positions so far, by type, on a processor.
+    """
 
     inv_freq: torch.Tensor
     scale: float = 1.0
+    kept: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ Suffixes: S slots, T packed rows, L positions, G query heads per key-value head,
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,7 @@ class KVCache:
         self._memory = [_Memory(shape, dtype, device) for _ in range(2 * layers)]
         tensors = [memory.tensor for memory in self._memory]
         self.keys, self.values = tensors[:layers], tensors[layers:]
+        self.addresses = native.addresses(self.keys), native.addresses(self.values)
 
     def places(self, slots_T: Tensor, positions_T: Tensor) -> Tensor:
         """Where :meth:`write` puts the heads of rows: flat indices [T · kv_heads]."""
@@ -126,7 +128,8 @@ class CachedAttention:
         rows: positions and slots of the rows.
         windows: per layer the sliding window, or None.
         scale: factor on the scores.
-        bidirectional_tail: rows of one request see each other in both directions (a draft block).
+        block: where each request has so many rows that see each other in both directions (a draft
+            block); 0 where every row sees only up to itself.
     """
 
     def __init__(
@@ -135,14 +138,13 @@ class CachedAttention:
         rows: Rows,
         windows: tuple[int | None, ...],
         scale: float,
-        bidirectional_tail: bool = False,
+        block: int = 0,
     ) -> None:
         self.cache, self.rows, self.windows, self.scale = cache, rows, windows, scale
-        self.bidirectional_tail = bidirectional_tail
+        self.block = block
         self.native = native.can_attend(cache.keys[0], cache.head_dim)
         if self.native:
             self._spans: dict[int | None, tuple[Tensor, Tensor]] = {}
-            self._batches: dict[tuple[int | None, int], native.NativeBatch] = {}
             return
         self.places = cache.places(rows.slots_T, rows.positions_T)
         self.parts = _split(rows)
@@ -154,7 +156,7 @@ class CachedAttention:
             part = self.parts[index]
             at = self.rows.positions_T[part.rows].view(part.requests, part.n, 1)
             seen = at
-            if self.bidirectional_tail:
+            if self.block:
                 seen = at.max(1, keepdim=True).values.expand_as(at)
             place = torch.arange(part.length, device=at.device)
             allowed = place <= seen
@@ -192,7 +194,6 @@ class CachedAttention:
             outs.append(out.reshape(part.requests * part.n, -1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-
     def _attend(self, layer: int, q_THP: Tensor, k_THP: Tensor, v_THP: Tensor) -> Tensor:
         """The same by our own kernel, row by row."""
         cache, rows = self.cache, self.rows
@@ -210,30 +211,37 @@ class CachedAttention:
         )
 
     def run(
-        self, index: int, layer: native.NativeLayer, x_TD: Tensor, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        """A whole layer over the rows by our own kernel, which `native` says there is; [T, D]."""
-        key = (self.windows[index], cos.data_ptr())
-        if key not in self._batches:
-            rows, cache = self.rows, self.cache
-            self._batches[key] = native.NativeBatch(
-                (cos, sin),
-                rows.slots_T,
-                rows.positions_T,
-                self._seen(self.windows[index]),
-                cache.slots,
-                cache.max_len,
-            )
-        return self._batches[key].run(layer, x_TD, self.cache.keys[index], self.cache.values[index])
+        self,
+        stack: native.NativeStack,
+        x_TD: Tensor,
+        tables: tuple[Tensor, Tensor],
+        tap_ids: Sequence[int] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Whole layers over the rows by our own kernel, where `can_run` says so.
+
+        Returns:
+            The last layer's output [T, D], and those of `tap_ids`.
+        """
+        rows, cache = self.rows, self.cache
+        seen = self._seen(self.windows[0])
+        batch = native.NativeBatch(
+            tables, rows.slots_T, rows.positions_T, seen, cache.slots, cache.max_len
+        )
+        return batch.run(stack, x_TD, *cache.addresses, tap_ids)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether :meth:`run` serves: our kernels do, and all layers see the same rows."""
+        return self.native and len(set(self.windows)) == 1
 
     def _seen(self, window: int | None) -> tuple[Tensor, Tensor]:
         """The first position each row sees, and the one after the last."""
         if window not in self._spans:
             rows = self.rows
             stops_T = rows.positions_T + 1
-            if self.bidirectional_tail:
-                _, counts = torch.unique_consecutive(rows.slots_T, return_counts=True)
-                stops_T = stops_T[counts.cumsum(0) - 1].repeat_interleave(counts)
+            if self.block:
+                stops_R1 = stops_T.view(-1, self.block)[:, -1:]
+                stops_T = stops_R1.expand(-1, self.block).reshape(-1)
             firsts_T = torch.zeros_like(stops_T)
             if window is not None:
                 firsts_T = (rows.positions_T + 1 - window).clamp_min(0)

@@ -101,6 +101,16 @@ def pack_linears(module: nn.Module) -> None:
 
 def rotary(positions_T: Tensor, table: RopeTable, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine [T, 1, P] for :func:`rotate`, at absolute positions [T]."""
+    if positions_T.device.type != "cpu" or not len(positions_T):
+        return _rotary(positions_T, table, dtype)
+    last = int(positions_T.max())
+    kept = table.kept.get(dtype)
+    if kept is None or len(kept[0]) <= last:  # twice as far as needed, so seldom
+        kept = table.kept[dtype] = _rotary(torch.arange(2 * last + 64), table, dtype)
+    return kept[0].index_select(0, positions_T), kept[1].index_select(0, positions_T)
+
+
+def _rotary(positions_T: Tensor, table: RopeTable, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     angles = positions_T.float()[:, None] * table.inv_freq.to(positions_T.device)
     cos, sin = angles.cos() * table.scale, angles.sin() * table.scale
     return (

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dspark.native import LayerParts, NativeLayer
 from dspark.models.family import TargetSpec, rope_tables
 from dspark.models.kv_cache import CachedAttention
 from dspark.models.layers import PackedLinear, RMSNorm, gated, rotary, rotate
+from dspark.native import LayerParts, NativeStack
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Rotary = dict[str, tuple[Tensor, Tensor]]
@@ -66,32 +66,29 @@ class LeanLayer(nn.Module):
             self.norm_mlp_in = _norm(layer.post_attention_layernorm, spec)
         if spec.qk_norm:
             self.norm_q, self.norm_k = _norm(attention.q_norm, spec), _norm(attention.k_norm, spec)
-        self.native = None if spec.sandwich_norms else self._native()
 
-    def _native(self) -> NativeLayer | None:
-        """The layer as one kernel, where that serves it."""
+    def parts(self) -> LayerParts:
+        """The weights as the kernels take them; only without sandwich norms."""
         spec = self.spec
-        return NativeLayer.of(
-            LayerParts(
-                norm_in=self.norm_in.weight.detach(),
-                qkv=self.qkv.packed,
-                out=self.out.packed,
-                norm_mlp=self.norm_mlp_in.weight.detach(),
-                gate_up=self.gate_up.packed,
-                down=self.down.packed,
-                heads=spec.num_heads,
-                kv_heads=spec.num_kv_heads,
-                head_dim=spec.head_dim,
-                eps=spec.rms_norm_eps,
-                scale=spec.attention_scale,
-                qkv_bias=self.qkv.bias,
-                out_bias=self.out.bias,
-                gate_up_bias=self.gate_up.bias,
-                down_bias=self.down.bias,
-                norm_q=self.norm_q.weight.detach() if spec.qk_norm else None,
-                norm_k=self.norm_k.weight.detach() if spec.qk_norm else None,
-                silu=spec.activation == "silu",
-            )
+        return LayerParts(
+            norm_in=self.norm_in.weight.detach(),
+            qkv=self.qkv.packed,
+            out=self.out.packed,
+            norm_mlp=self.norm_mlp_in.weight.detach(),
+            gate_up=self.gate_up.packed,
+            down=self.down.packed,
+            heads=spec.num_heads,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            eps=spec.rms_norm_eps,
+            scale=spec.attention_scale,
+            qkv_bias=self.qkv.bias,
+            out_bias=self.out.bias,
+            gate_up_bias=self.gate_up.bias,
+            down_bias=self.down.bias,
+            norm_q=self.norm_q.weight.detach() if spec.qk_norm else None,
+            norm_k=self.norm_k.weight.detach() if spec.qk_norm else None,
+            silu=spec.activation == "silu",
         )
 
     def heads(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,8 +110,6 @@ class LeanLayer(nn.Module):
     def forward(
         self, index: int, x_TD: Tensor, cos: Tensor, sin: Tensor, attend: Attention
     ) -> Tensor:
-        if self.native is not None and isinstance(attend, CachedAttention) and attend.native:
-            return attend.run(index, self.native, x_TD, cos, sin)
         mixed = attend(index, *self.heads(x_TD, cos, sin))
         if self.spec.sandwich_norms:
             x_TD = x_TD + _apply_norm(self.norm_attention_out, self.out(mixed))
@@ -139,6 +134,9 @@ class LeanModel(nn.Module):
         self.embedding = module.embed_tokens.weight.detach()
         self.layers = nn.ModuleList(LeanLayer(layer, spec) for layer in module.layers)
         self.norm = _norm(module.norm, spec)
+        uniform = not spec.sandwich_norms and len(set(spec.layer_types)) == 1
+        parts = [layer.parts() for layer in self.layers] if uniform else []  # type: ignore[operator]
+        self.stack = NativeStack.of(parts)
         self.ropes = rope_tables(module.rotary_emb, spec)
 
     def embed(self, ids_T: Tensor) -> Tensor:
@@ -169,11 +167,21 @@ class LeanModel(nn.Module):
         """
         x_TD = self.embed(ids_T)
         tables = self.rotary(positions_T) if tables is None else tables
+        if self.stack and isinstance(attend, CachedAttention) and attend.can_run:
+            kind = self.spec.layer_types[0]
+            x_TD, taps = attend.run(self.stack, x_TD, tables[kind], tap_ids)
+        else:
+            x_TD, taps = self._by_layer(x_TD, attend, tap_ids, tables)
+        tapped = torch.cat([taps[i] for i in tap_ids], -1) if tap_ids else None
+        return _apply_norm(self.norm, x_TD), tapped
+
+    def _by_layer(
+        self, x_TD: Tensor, attend: Attention, tap_ids: Sequence[int], tables: Rotary
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         taps: dict[int, Tensor] = {}
         for index, layer in enumerate(self.layers):
             cos, sin = tables[self.spec.layer_types[index]]
             x_TD = layer(index, x_TD, cos, sin, attend)
             if index in tap_ids:
                 taps[index] = x_TD
-        tapped = torch.cat([taps[i] for i in tap_ids], -1) if tap_ids else None
-        return _apply_norm(self.norm, x_TD), tapped
+        return x_TD, taps

@@ -30,7 +30,9 @@ class Transitions:
         weight = head.markov_w2.weight
         width = head.markov_w2.out_features
         size = max(kept_bytes // (width * weight.element_size()), 1)
-        self._rows = torch.empty(size, width, dtype=weight.dtype)
+        size = min(size, head.markov_w1.num_embeddings)
+        # Written at once: the first touch of a page takes longer than what it is to hold.
+        self._rows = torch.empty(size, width, dtype=weight.dtype).zero_()
         self._place: dict[int, int] = {}  # by token
         self._token: list[int | None] = [None] * size  # by place
         self._next = 0
@@ -56,8 +58,9 @@ class Transitions:
                 places.append(self._next)
             self._next = (self._next + 1) % len(self._token)
         tokens = torch.tensor(missing, device=self._rows.device)
-        self._rows[places] = self.head.bias(self.head.previous(tokens)).to(self._rows.dtype)
-        for place, token in zip(places, missing, strict=True):
+        biases = self.head.bias(self.head.previous(tokens))
+        for place, token, bias in zip(places, missing, biases, strict=True):
+            self._rows[place] = bias
             old = self._token[place]
             if old is not None:
                 del self._place[old]

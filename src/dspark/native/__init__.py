@@ -6,9 +6,10 @@ the kernels add to speed is that a row's numbers never depend on the rows beside
 """
 
 from dspark.native.build import describe
-from dspark.native.layer import LayerParts, NativeBatch, NativeLayer
+from dspark.native.layer import LayerParts, NativeBatch, NativeContext, NativeStack, addresses
 from dspark.native.ops import (
     Packed,
+    argmax,
     attend,
     can_attend,
     gate,
@@ -23,8 +24,11 @@ from dspark.native.ops import (
 __all__ = [
     "LayerParts",
     "NativeBatch",
-    "NativeLayer",
+    "NativeContext",
+    "NativeStack",
     "Packed",
+    "addresses",
+    "argmax",
     "attend",
     "can_attend",
     "describe",

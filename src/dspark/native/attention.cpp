@@ -147,13 +147,12 @@ void attend(const Job<T>& job, long row, long head, long count, std::vector<floa
 
 template <class T>
 void write(const Job<T>& job, long row) {
+    const long bytes = job.size * sizeof(T);
     for (long head = 0; head < job.kv_heads; head++) {
-        const long to = ((job.slots[row] * job.kv_heads + head) * job.max_len +
-                         job.positions[row]) * job.size;
-        std::memcpy(job.keys + to, job.k + row * job.k_stride + head * job.size,
-                    job.size * sizeof(T));
-        std::memcpy(job.values + to, job.v + row * job.v_stride + head * job.size,
-                    job.size * sizeof(T));
+        const long place = (job.slots[row] * job.kv_heads + head) * job.max_len;
+        const long to = (place + job.positions[row]) * job.size;
+        std::memcpy(job.keys + to, job.k + row * job.k_stride + head * job.size, bytes);
+        std::memcpy(job.values + to, job.v + row * job.v_stride + head * job.size, bytes);
     }
 }
 
@@ -204,4 +203,21 @@ extern "C" int dspark_attend(int is_bf16, const void* q, long q_stride, const vo
             threads);
     });
     return 0;
+}
+
+// Heads of rows into a layer's cache, at places that lie inside of it.
+extern "C" void dspark_write(int is_bf16, const void* k, long k_stride, const void* v,
+                             long v_stride, void* keys, void* values, const int64_t* slots,
+                             const int64_t* positions, long rows, long kv_heads, long size,
+                             long max_len) {
+    dispatch(is_bf16, [&](auto type) {
+        using T = decltype(type);
+        Job<T> job{};
+        job.k = static_cast<const T*>(k), job.v = static_cast<const T*>(v);
+        job.keys = static_cast<T*>(keys), job.values = static_cast<T*>(values);
+        job.slots = slots, job.positions = positions;
+        job.k_stride = k_stride, job.v_stride = v_stride;
+        job.kv_heads = kv_heads, job.size = size, job.max_len = max_len;
+        for (long row = 0; row < rows; row++) write(job, row);
+    });
 }

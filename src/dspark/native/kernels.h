@@ -12,7 +12,7 @@ namespace dspark {
 
 constexpr long SMALL = 1 << 16;  // multiplications that are not worth a second thread
 
-enum class Kind { linear, attention, norm, elementwise, count };
+enum class Kind { linear, attention, norm, choice, elementwise, count };
 
 inline thread_local double spent[static_cast<int>(Kind::count)] = {};
 
@@ -53,6 +53,15 @@ struct Layer {
     float eps, scale;
 };
 
+// Weights that turn features [in] into keys and values of `layers` draft layers.
+struct Context {
+    const void *fc, *norm, *kv;
+    const void* const* norms_k;
+    long in, hidden, layers, kv_heads, size;
+    int is_bf16;
+    float eps;
+};
+
 // Rows of one forward: rotary tables [rows, size], where each belongs and what it sees.
 struct Batch {
     const void *cos, *sin;
@@ -72,13 +81,19 @@ int dspark_attend(int is_bf16, const void* q, long q_stride, const void* k, long
                   const int64_t* positions, const int64_t* firsts, const int64_t* stops, void* out,
                   long rows, long heads, long kv_heads, long size, long cache_slots, long max_len,
                   float scale, int threads);
+void dspark_write(int is_bf16, const void* k, long k_stride, const void* v, long v_stride,
+                  void* keys, void* values, const int64_t* slots, const int64_t* positions,
+                  long rows, long kv_heads, long size, long max_len);
 void dspark_norm(int is_bf16, const void* x, const void* weight, void* y, long rows, long size,
                  float eps, int threads);
 void dspark_gate(int is_bf16, const void* gate_up, void* y, long rows, long size, int silu,
                  int threads);
 void dspark_rotate(int is_bf16, const void* x, long stride, const void* cos, const void* sin,
                    void* y, long rows, long heads, long size, int threads);
-int dspark_layer(const dspark::Layer* layer, const dspark::Batch* batch, const void* x, void* keys,
-                 void* values, void* y);
+void dspark_argmax(int is_bf16, const void* x, int64_t* places, long rows, long size, int threads);
+int dspark_layers(const dspark::Layer* layers, long count, const dspark::Batch* batch,
+                  const void* x, void* const* keys, void* const* values, void* const* outs);
+int dspark_context(const dspark::Context* context, const dspark::Batch* batch,
+                   const void* features, void* const* keys, void* const* values);
 void dspark_spent(double* seconds);
 }

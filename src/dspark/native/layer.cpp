@@ -1,4 +1,4 @@
-// A whole pre-norm decoder layer in one call: at one row its operations take less time than the
+// Whole pre-norm decoder layers in one call: at one row their operations take less time than the
 // interpreter needs to get from one to the next.
 #include <vector>
 
@@ -31,14 +31,9 @@ void* ahead(void* base, long numbers, int is_bf16) {
     return static_cast<char*>(base) + numbers * (is_bf16 ? 2 : 4);
 }
 
-}  // namespace
-}  // namespace dspark
-
-using namespace dspark;
-
 // x and y [rows, hidden]; keys and values are the layer's cache. Returns what dspark_attend does.
-extern "C" int dspark_layer(const Layer* layer, const Batch* batch, const void* x, void* keys,
-                            void* values, void* y) {
+int run_layer(const Layer* layer, const Batch* batch, const void* x, void* keys, void* values,
+              void* y) {
     static thread_local Scratch scratch;
     const int kind = layer->is_bf16, threads = batch->threads;
     const long rows = batch->rows, bytes = rows * (kind ? 2 : 4), size = layer->size;
@@ -80,5 +75,58 @@ extern "C" int dspark_layer(const Layer* layer, const Batch* batch, const void* 
     dspark_gate(kind, gate_up, gated, rows, inner, layer->silu, threads);
     dspark_linear(kind, layer->down, gated, layer->down_bias, between, y, rows, hidden, inner,
                   threads);
+    return 0;
+}
+
+}  // namespace
+}  // namespace dspark
+
+// Features of committed positions [rows, in] to keys and values of every draft layer's cache: one
+// product and norm for all, one product for all layers' keys and values, norm, rotation.
+extern "C" int dspark_context(const dspark::Context* context, const dspark::Batch* batch,
+                              const void* features, void* const* keys, void* const* values) {
+    using namespace dspark;
+    static thread_local Scratch scratch;
+    const int kind = context->is_bf16, threads = batch->threads;
+    const long rows = batch->rows, bytes = rows * (kind ? 2 : 4), hidden = context->hidden;
+    const long part = context->kv_heads * context->size, width = 2 * part * context->layers;
+    for (long row = 0; row < rows; row++)
+        if (batch->slots[row] < 0 || batch->slots[row] >= batch->cache_slots ||
+            batch->positions[row] < 0 || batch->positions[row] >= batch->max_len)
+            return 1;
+    scratch.make_room(bytes * (2 * hidden + width + part) + 4 * 64);
+    void* joined = scratch.take(bytes * hidden);
+    void* normed = scratch.take(bytes * hidden);
+    void* kv = scratch.take(bytes * width);
+    void* rotated = scratch.take(bytes * part);
+    dspark_linear(kind, context->fc, features, nullptr, nullptr, joined, rows, hidden, context->in,
+                  threads);
+    dspark_norm(kind, joined, context->norm, normed, rows, hidden, context->eps, threads);
+    dspark_linear(kind, context->kv, normed, nullptr, nullptr, kv, rows, width, hidden, threads);
+    for (long layer = 0; layer < context->layers; layer++) {
+        void* k = ahead(kv, 2 * layer * part, kind);
+        for (long row = 0; row < rows; row++) {
+            void* mine = ahead(k, row * width, kind);
+            dspark_norm(kind, mine, context->norms_k[layer], mine, context->kv_heads, context->size,
+                        context->eps, 1);
+        }
+        dspark_rotate(kind, k, width, batch->cos, batch->sin, rotated, rows, context->kv_heads,
+                      context->size, threads);
+        dspark_write(kind, rotated, part, ahead(k, part, kind), width, keys[layer], values[layer],
+                     batch->slots, batch->positions, rows, context->kv_heads, context->size,
+                     batch->max_len);
+    }
+    return 0;
+}
+
+// Layers one after the other; each writes where `outs` says, and the next reads it there.
+extern "C" int dspark_layers(const dspark::Layer* layers, long count, const dspark::Batch* batch,
+                             const void* x, void* const* keys, void* const* values,
+                             void* const* outs) {
+    for (long i = 0; i < count; i++) {
+        const void* in = i ? outs[i - 1] : x;
+        if (int failed = dspark::run_layer(&layers[i], batch, in, keys[i], values[i], outs[i]))
+            return failed;
+    }
     return 0;
 }

@@ -6,38 +6,65 @@ Suffixes: T packed rows, D hidden, O outputs of a product, P head_dim.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import Structure
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dspark.native.ops import DTYPES, LANES, Packed, kernels
 
+_Fields = list[tuple[str, type[Any]]]
+
+
+def _fields(**kinds: str) -> _Fields:
+    """Fields of a C structure in order: a ctypes name, and the names of that type."""
+    return [
+        (name, getattr(ctypes, kind)) for kind, names in kinds.items() for name in names.split()
+    ]
+
 
 class _Layer(Structure):
     """``kernels.h``, Layer."""
 
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("norm_in", "qkv", "qkv_bias", "norm_q", "norm_k")]
-        + [(name, ctypes.c_void_p) for name in ("out", "out_bias", "norm_mlp", "gate_up")]
-        + [(name, ctypes.c_void_p) for name in ("gate_up_bias", "down", "down_bias")]
-        + [(name, ctypes.c_long) for name in ("hidden", "heads", "kv_heads", "size", "inner")]
-        + [(name, ctypes.c_int) for name in ("is_bf16", "silu")]
-        + [(name, ctypes.c_float) for name in ("eps", "scale")]
+    _fields_: ClassVar[_Fields] = _fields(
+        c_void_p="norm_in qkv qkv_bias norm_q norm_k out out_bias norm_mlp gate_up gate_up_bias "
+        "down down_bias",
+        c_long="hidden heads kv_heads size inner",
+        c_int="is_bf16 silu",
+        c_float="eps scale",
+    )
+
+
+class _Context(Structure):
+    """``kernels.h``, Context."""
+
+    _fields_: ClassVar[_Fields] = _fields(
+        c_void_p="fc norm kv norms_k",
+        c_long="features hidden layers kv_heads size",
+        c_int="is_bf16",
+        c_float="eps",
     )
 
 
 class _Batch(Structure):
     """``kernels.h``, Batch."""
 
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("cos", "sin", "slots", "positions")]
-        + [(name, ctypes.c_void_p) for name in ("firsts", "stops")]
-        + [(name, ctypes.c_long) for name in ("rows", "cache_slots", "max_len")]
-        + [("threads", ctypes.c_int)]
+    _fields_: ClassVar[_Fields] = _fields(
+        c_void_p="cos sin slots positions firsts stops",
+        c_long="rows cache_slots max_len",
+        c_int="threads",
     )
+
+
+Addresses = ctypes.Array[ctypes.c_void_p]
+
+
+def addresses(tensors: Sequence[Tensor]) -> Addresses:
+    """Where tensors lie, for :meth:`NativeBatch.run`; they must outlive it."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -73,47 +100,95 @@ class LayerParts:
     silu: bool = True
 
 
-class NativeLayer:
-    """One layer's weights as the kernel reads them."""
+class NativeStack:
+    """Layers that run one after the other, as the kernel reads them."""
 
-    def __init__(self, parts: LayerParts) -> None:
-        assert parts.qkv and parts.out and parts.gate_up and parts.down
-        self.parts = parts  # what the addresses below point to
-        address = lambda tensor: None if tensor is None else tensor.data_ptr()  # noqa: E731
-        self._words = _Layer(
-            norm_in=address(parts.norm_in),
-            qkv=address(parts.qkv.data),
-            qkv_bias=address(parts.qkv_bias),
-            norm_q=address(parts.norm_q),
-            norm_k=address(parts.norm_k),
-            out=address(parts.out.data),
-            out_bias=address(parts.out_bias),
-            norm_mlp=address(parts.norm_mlp),
-            gate_up=address(parts.gate_up.data),
-            gate_up_bias=address(parts.gate_up_bias),
-            down=address(parts.down.data),
-            down_bias=address(parts.down_bias),
-            hidden=parts.qkv.columns,
-            heads=parts.heads,
-            kv_heads=parts.kv_heads,
-            size=parts.head_dim,
-            inner=parts.down.columns,
-            is_bf16=DTYPES[parts.norm_in.dtype],
-            silu=int(parts.silu),
-            eps=parts.eps,
-            scale=parts.scale,
-        )
+    def __init__(self, layers: Sequence[LayerParts]) -> None:
+        self.layers = tuple(layers)  # what the addresses point to
+        self.words = (_Layer * len(layers))(*map(_words, layers))
 
     @classmethod
-    def of(cls, parts: LayerParts) -> NativeLayer | None:
-        """The layer, or None where the kernels do not serve it."""
-        products = (parts.qkv, parts.out, parts.gate_up, parts.down)
-        norms = (parts.norm_in, parts.norm_mlp, parts.norm_q, parts.norm_k)
-        if any(product is None for product in products) or parts.head_dim % LANES:
-            return None
-        assert parts.qkv is not None
-        dtype = parts.qkv.data.dtype
-        return cls(parts) if all(n is None or n.dtype is dtype for n in norms) else None
+    def of(cls, layers: Sequence[LayerParts]) -> NativeStack | None:
+        """The layers, or None where the kernels do not serve them."""
+        return cls(layers) if layers and all(map(_served, layers)) else None
+
+
+def _served(parts: LayerParts) -> bool:
+    products = (parts.qkv, parts.out, parts.gate_up, parts.down)
+    norms = (parts.norm_in, parts.norm_mlp, parts.norm_q, parts.norm_k)
+    if any(product is None for product in products) or parts.head_dim % LANES:
+        return False
+    assert parts.qkv is not None
+    dtype = parts.qkv.data.dtype
+    return all(norm is None or norm.dtype is dtype for norm in norms)
+
+
+def _words(parts: LayerParts) -> _Layer:
+    assert parts.qkv
+    assert parts.out
+    assert parts.gate_up
+    assert parts.down
+    address = lambda tensor: None if tensor is None else tensor.data_ptr()  # noqa: E731
+    return _Layer(
+        norm_in=address(parts.norm_in),
+        qkv=address(parts.qkv.data),
+        qkv_bias=address(parts.qkv_bias),
+        norm_q=address(parts.norm_q),
+        norm_k=address(parts.norm_k),
+        out=address(parts.out.data),
+        out_bias=address(parts.out_bias),
+        norm_mlp=address(parts.norm_mlp),
+        gate_up=address(parts.gate_up.data),
+        gate_up_bias=address(parts.gate_up_bias),
+        down=address(parts.down.data),
+        down_bias=address(parts.down_bias),
+        hidden=parts.qkv.columns,
+        heads=parts.heads,
+        kv_heads=parts.kv_heads,
+        size=parts.head_dim,
+        inner=parts.down.columns,
+        is_bf16=DTYPES[parts.norm_in.dtype],
+        silu=int(parts.silu),
+        eps=parts.eps,
+        scale=parts.scale,
+    )
+
+
+class NativeContext:
+    """What turns features of committed positions into keys and values of all draft layers.
+
+    Args:
+        fc: packed projection of the features to [D].
+        norm: [D], after it.
+        kv: packed product of all layers, each its keys and then its values.
+        norms_k: [P] of each layer's keys.
+        kv_heads, eps: sizes; the norms' epsilon.
+    """
+
+    def __init__(
+        self,
+        fc: Packed,
+        norm: Tensor,
+        kv: Packed,
+        norms_k: Sequence[Tensor],
+        kv_heads: int,
+        eps: float,
+    ) -> None:
+        norms = addresses(norms_k)
+        self._held: Any = (fc, norm, kv, norms_k, norms)  # what the addresses point to
+        self.words = _Context(
+            fc.data.data_ptr(),
+            norm.data_ptr(),
+            kv.data.data_ptr(),
+            ctypes.cast(norms, ctypes.c_void_p),
+            fc.columns,
+            fc.rows,
+            len(norms_k),
+            kv_heads,
+            len(norms_k[0]),
+            DTYPES[norm.dtype],
+            eps,
+        )
 
 
 class NativeBatch:
@@ -122,7 +197,8 @@ class NativeBatch:
     Args:
         tables: cosines and sines [T, 1, P] (``models.layers.rotary``).
         slots_T, positions_T: where each row belongs.
-        seen: for each row the first position it sees, and the one after the last.
+        seen: for each row the first position it sees, and the one after the last; not needed to
+            :meth:`write`.
         cache_slots, max_len: of the cache.
     """
 
@@ -131,30 +207,62 @@ class NativeBatch:
         tables: tuple[Tensor, Tensor],
         slots_T: Tensor,
         positions_T: Tensor,
-        seen: tuple[Tensor, Tensor],
+        seen: tuple[Tensor, Tensor] | None,
         cache_slots: int,
         max_len: int,
     ) -> None:
-        self._held: Any = (tables, slots_T, positions_T, seen)  # what the addresses point to
+        held = [x.contiguous() for x in (*tables, slots_T, positions_T, *(seen or ()))]
+        self._held = held  # what the addresses point to
         self._words = _Batch(
-            *(x.data_ptr() for x in (*tables, slots_T, positions_T, *seen)),
+            *(x.data_ptr() for x in held),
+            *([None] * (6 - len(held))),
             len(slots_T),
             cache_slots,
             max_len,
             torch.get_num_threads(),
         )
 
-    def run(self, layer: NativeLayer, x_TD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """The layer's output [T, D]; the rows' keys and values join its cache."""
+    def run(
+        self,
+        stack: NativeStack,
+        x_TD: Tensor,
+        keys: Addresses,
+        values: Addresses,
+        tap_ids: Sequence[int] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The last layer's output [T, D] and those of `tap_ids`; keys and values join the caches.
+
+        Args:
+            keys, values: addresses of each layer's cache (:func:`addresses`).
+        """
         x_TD = x_TD.contiguous()
-        y_TD = torch.empty_like(x_TD)
-        failed = kernels().dspark_layer(
-            ctypes.byref(layer._words),
+        count = len(stack.layers)
+        last = count - 1
+        outs = {i: torch.empty_like(x_TD) for i in {*tap_ids, last}}
+        between = [torch.empty_like(x_TD) for _ in range(2)]
+        places = [outs[i] if i in outs else between[i % 2] for i in range(count)]
+        failed = kernels().dspark_layers(
+            stack.words,
+            count,
             ctypes.byref(self._words),
             x_TD.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            y_TD.data_ptr(),
+            keys,
+            values,
+            addresses(places),
         )
         assert not failed, "rows outside of the cache"
-        return y_TD
+        return outs[last], {i: outs[i] for i in tap_ids}
+
+    def write(
+        self, context: NativeContext, features_TM: Tensor, keys: Addresses, values: Addresses
+    ) -> None:
+        """Keys and values of features into every layer's cache."""
+        features_TM = features_TM.contiguous()
+        failed = kernels().dspark_context(
+            ctypes.byref(context.words),
+            ctypes.byref(self._words),
+            features_TM.data_ptr(),
+            keys,
+            values,
+        )
+        assert not failed, "rows outside of the cache"

@@ -9,12 +9,14 @@
 namespace dspark {
 namespace {
 
-// Outputs worked out together: what the registers hold.
+// Outputs worked out together, rows x panels: what the registers hold. Few rows leave room for more
+// panels, and so for more of the weight on its way from memory at a time.
 #if defined(__AVX512F__)
-constexpr int ROWS = 12, PANELS = 2, PANELS_OF_ONE_ROW = 4;
+constexpr int ROWS = 12, PANELS = 2, SOME_ROWS = 8, PANELS_OF_SOME = 3, FEW_ROWS = 6, PANELS_OF_FEW = 4;
 #else
-constexpr int ROWS = 4, PANELS = 1, PANELS_OF_ONE_ROW = 2;
+constexpr int ROWS = 4, PANELS = 1, SOME_ROWS = 2, PANELS_OF_SOME = 2, FEW_ROWS = 1, PANELS_OF_FEW = 4;
 #endif
+constexpr int AHEAD = 4;  // steps of the next tile asked for early: its panels begin on new pages
 
 template <class T>
 struct Job {
@@ -63,6 +65,9 @@ void tile(const Job<T>& job, long row, long panel) {
                 multiply(sums[m][p], x + m * job.in + k * STEP<T>, weight + (p * steps + k) * width);
         }
     }
+    for (int j = 0; j < AHEAD; j++)
+        for (int p = 0; p < P; p++)
+            __builtin_prefetch(weight + ((P + p) * steps + j) * width);
     for (int m = 0; m < M; m++) {
         for (int p = 0; p < P; p++) {
             const long column = (panel + p) * LANES, left = job.out - column;
@@ -75,7 +80,7 @@ void tile(const Job<T>& job, long row, long panel) {
     }
 }
 
-template <class T, int P, int M = ROWS>
+template <class T, int P, int M>
 void some_rows(const Job<T>& job, long count, long row, long panel) {
     if constexpr (M > 1) {
         if (count < M) return some_rows<T, P, M - 1>(job, count, row, panel);
@@ -83,11 +88,12 @@ void some_rows(const Job<T>& job, long count, long row, long panel) {
     tile<T, M, P>(job, row, panel);
 }
 
-template <class T, int P>
+// All rows of as many panels as come in groups of P, at most M rows at a time; what is left.
+template <class T, int M, int P>
 long all_rows(const Job<T>& job, long panel, long end) {
     for (; panel + P <= end; panel += P)
-        for (long row = 0; row < job.rows; row += ROWS)
-            some_rows<T, P>(job, std::min<long>(ROWS, job.rows - row), row, panel);
+        for (long row = 0; row < job.rows; row += M)
+            some_rows<T, P, M>(job, std::min<long>(M, job.rows - row), row, panel);
     return panel;
 }
 
@@ -97,11 +103,10 @@ void run(const Job<T>& job, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         auto [panel, end] = share_of(panels);
-        if (job.rows == 1)
-            for (; panel + PANELS_OF_ONE_ROW <= end; panel += PANELS_OF_ONE_ROW)
-                tile<T, 1, PANELS_OF_ONE_ROW>(job, 0, panel);
-        panel = all_rows<T, PANELS>(job, panel, end);
-        all_rows<T, 1>(job, panel, end);
+        if (job.rows <= FEW_ROWS) panel = all_rows<T, FEW_ROWS, PANELS_OF_FEW>(job, panel, end);
+        if (job.rows <= SOME_ROWS) panel = all_rows<T, SOME_ROWS, PANELS_OF_SOME>(job, panel, end);
+        panel = all_rows<T, ROWS, PANELS>(job, panel, end);
+        all_rows<T, ROWS, 1>(job, panel, end);
     }
 }
 

@@ -16,7 +16,8 @@ from dspark.native.build import library
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 LANES = 16
-KINDS = ("matrix products", "attention", "norms", "everything else")  # kernels.h, Kind
+# kernels.h, Kind; in the words of ``evaluation.floor``.
+KINDS = ("matrix products", "attention", "norms", "choosing the token", "everything else")
 
 _ADDRESS, _SIZE, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _SIGNATURES = {
@@ -32,7 +33,9 @@ _SIGNATURES = {
         None,
         [_INT, _ADDRESS, _SIZE, *[_ADDRESS] * 3, *[_SIZE] * 3, _INT],
     ),
-    "dspark_layer": (_INT, [_ADDRESS] * 6),
+    "dspark_argmax": (None, [_INT, *[_ADDRESS] * 2, *[_SIZE] * 2, _INT]),
+    "dspark_layers": (_INT, [_ADDRESS, _SIZE, *[_ADDRESS] * 5]),
+    "dspark_context": (_INT, [_ADDRESS] * 5),
     "dspark_spent": (None, [_ADDRESS]),
 }
 
@@ -85,11 +88,13 @@ def linear(
     x: Tensor, weight: Packed, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
     """``y = x Wᵀ (+ bias) (+ residual)``, x [..., columns] → [..., rows], summed in float32."""
-    assert x.dtype is weight.data.dtype and x.shape[-1] == weight.columns
+    assert x.dtype is weight.data.dtype
+    assert x.shape[-1] == weight.columns
     x = x.contiguous()
     y = torch.empty((*x.shape[:-1], weight.rows), dtype=x.dtype)
     if residual is not None:
-        assert residual.shape == y.shape and residual.dtype is x.dtype
+        assert residual.shape == y.shape
+        assert residual.dtype is x.dtype
         residual = residual.contiguous()
     kernels().dspark_linear(
         DTYPES[x.dtype],
@@ -134,6 +139,8 @@ def attend(
     """
     rows, heads, size = q_THP.shape
     kv_heads = k_THP.shape[1]
+    assert k_THP.dtype is v_THP.dtype is keys.dtype is q_THP.dtype
+    places = [x.contiguous() for x in (slots_T, positions_T, *seen)]
     q_THP, k_THP, v_THP = (_heads_together(x) for x in (q_THP, k_THP, v_THP))
     out = torch.empty(rows, heads * size, dtype=q_THP.dtype)
     failed = kernels().dspark_attend(
@@ -141,10 +148,7 @@ def attend(
         *(word for x in (q_THP, k_THP, v_THP) for word in (x.data_ptr(), x.stride(0))),
         keys.data_ptr(),
         values.data_ptr(),
-        slots_T.data_ptr(),
-        positions_T.data_ptr(),
-        seen[0].data_ptr(),
-        seen[1].data_ptr(),
+        *(x.data_ptr() for x in places),
         out.data_ptr(),
         rows,
         heads,
@@ -203,7 +207,9 @@ def gate(gate_up: Tensor, silu: bool) -> Tensor:
 
 def rotate(x_THP: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
     """Rotary embedding of heads; the sine carries the sign (``models.layers.rotary``)."""
+    assert x_THP.dtype is cos_T1P.dtype is sin_T1P.dtype
     x_THP = _heads_together(x_THP)
+    cos_T1P, sin_T1P = cos_T1P.contiguous(), sin_T1P.contiguous()
     y = torch.empty(x_THP.shape, dtype=x_THP.dtype)
     kernels().dspark_rotate(
         DTYPES[x_THP.dtype],
@@ -216,6 +222,20 @@ def rotate(x_THP: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
         torch.get_num_threads(),
     )
     return y
+
+
+def argmax(x_NV: Tensor) -> Tensor:
+    """Place [N] of each row's first largest number; -1 where one is NaN or none is finite."""
+    x_NV = x_NV.contiguous()
+    places_N = torch.empty(len(x_NV), dtype=torch.int64)
+    kernels().dspark_argmax(
+        DTYPES[x_NV.dtype],
+        x_NV.data_ptr(),
+        places_N.data_ptr(),
+        *x_NV.shape,
+        torch.get_num_threads(),
+    )
+    return places_N
 
 
 def spent() -> dict[str, float]:

@@ -1,0 +1,243 @@
+"""Each kernel against plain PyTorch in float64, and each row's numbers whatever is beside it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from dspark import native
+from dspark.native import ops
+
+pytestmark = pytest.mark.skipif(ops.kernels() is None, reason="no C++ compiler on this machine")
+
+FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
+TYPES = pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def near(result: Tensor, exact: Tensor, scale: float = 1.0) -> None:
+    """Within rounding: float32 sums of some hundred terms, or half a step of bfloat16 more."""
+    assert torch.isfinite(result).all()
+    step = 2**-8 if result.dtype is BFLOAT16 else 1e-6
+    error = (result.double() - exact).abs()
+    assert bool((error <= step * exact.abs() + 4e-6 * scale).all()), float(error.max())
+
+
+def packed(weight: Tensor) -> native.Packed:
+    found = native.pack(weight)
+    assert found is not None
+    return found
+
+
+@TYPES
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (16, 64), (17, 30), (130, 96), (256, 576)])
+@pytest.mark.parametrize("extras", ["plain", "bias", "residual", "both"])
+def test_products(dtype: torch.dtype, outputs: int, inputs: int, extras: str) -> None:
+    weight = torch.randn(outputs, inputs).to(dtype)
+    bias = torch.randn(outputs).to(dtype) if extras in ("bias", "both") else None
+    product = packed(weight)
+    for rows in (1, 2, 5, 6, 7, 8, 9, 12, 13, 25):
+        x = torch.randn(rows, inputs).to(dtype)
+        residual = torch.randn(rows, outputs).to(dtype) if extras in ("residual", "both") else None
+        exact = x.double() @ weight.double().T
+        exact = exact if bias is None else exact + bias.double()
+        exact = exact if residual is None else exact + residual.double()
+        near(native.linear(x, product, bias, residual), exact, math.sqrt(inputs))
+
+
+@TYPES
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype, threads: int) -> None:
+    product = packed(torch.randn(530, 288).to(dtype))
+    x = torch.randn(40, 288).to(dtype)
+    alone = torch.cat([native.linear(row[None], product) for row in x])
+    torch.set_num_threads(threads)
+    for rows in range(2, 41):
+        assert torch.equal(native.linear(x[:rows], product), alone[:rows])
+
+
+def test_products_of_more_dimensions_and_odd_strides() -> None:
+    weight = torch.randn(20, 32)
+    x = torch.randn(32, 3, 5).permute(1, 2, 0)
+    near(native.linear(x, packed(weight)), x.double() @ weight.double().T, 6.0)
+
+
+def test_what_the_kernels_do_not_serve() -> None:
+    assert native.pack(torch.randn(4, 3)) is None  # pairs of bfloat16 need an even width
+    assert native.pack(torch.randn(4, 8).half()) is None
+    assert not native.serves(torch.zeros(1, dtype=torch.float16))
+    with torch.inference_mode(False):
+        assert not native.serves(torch.zeros(1))  # gradients may be wanted
+
+
+def attended(
+    q_THP: Tensor, keys: Tensor, values: Tensor, spans: list[tuple[int, int, int]], scale: float
+) -> Tensor:
+    """Plain attention in float64; spans are (slot, first, stop) of each row."""
+    rows = []
+    groups = q_THP.shape[1] // keys.shape[1]
+    for q_HP, (slot, first, stop) in zip(q_THP.double(), spans, strict=True):
+        k = keys[slot, :, first:stop].double().repeat_interleave(groups, 0)
+        v = values[slot, :, first:stop].double().repeat_interleave(groups, 0)
+        weights = torch.softmax((k @ q_HP[..., None])[..., 0] * scale, -1)
+        rows.append((weights[:, None] @ v)[:, 0].flatten())
+    return torch.stack(rows)
+
+
+class Stage:
+    """Rows of several requests over a cache with a past, and ways to attend to it."""
+
+    def __init__(self, dtype: torch.dtype, heads: int, kv_heads: int, size: int) -> None:
+        self.slots, self.max_len = 3, 90
+        self.kv_heads, self.size = kv_heads, size
+        shape = (self.slots, kv_heads, self.max_len, size)
+        self.past = [torch.randn(shape).to(dtype) for _ in range(2)]
+        requests = [(2, 70, 1), (0, 0, 9), (1, 31, 4)]  # slot, first new position, new rows
+        places = [(slot, first + i) for slot, first, count in requests for i in range(count)]
+        self.slots_T, self.positions_T = torch.tensor(places).T.contiguous()
+        count = len(places)
+        # As a fused projection leaves them: heads of queries, keys and values in one row.
+        qkv = torch.randn(count, heads + 2 * kv_heads, size).to(dtype)
+        self.q, self.k, self.v = qkv.split([heads, kv_heads, kv_heads], 1)
+
+    def run(self, firsts_T: Tensor, stops_T: Tensor, rows: slice = slice(None)) -> Tensor:
+        self.keys, self.values = (x.clone() for x in self.past)
+        return native.attend(
+            self.q[rows],
+            self.k[rows],
+            self.v[rows],
+            self.keys.view(-1, self.size),
+            self.values.view(-1, self.size),
+            self.slots_T[rows],
+            self.positions_T[rows],
+            (firsts_T[rows], stops_T[rows]),
+            self.max_len,
+            self.size**-0.5,
+        )
+
+
+@TYPES
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (8, 1), (5, 1), (4, 2)])
+@pytest.mark.parametrize("size", [16, 48, 64, 80, 128])
+@pytest.mark.parametrize("window", [None, 7])
+def test_attention(
+    dtype: torch.dtype, heads: int, kv_heads: int, size: int, window: int | None
+) -> None:
+    stage = Stage(dtype, heads, kv_heads, size)
+    stops_T = stage.positions_T + 1
+    firsts_T = torch.zeros_like(stops_T) if window is None else (stops_T - window).clamp_min(0)
+    result = stage.run(firsts_T, stops_T)
+    keys, values = (x.clone() for x in stage.past)
+    for i, (slot, position) in enumerate(zip(stage.slots_T, stage.positions_T, strict=True)):
+        keys[slot, :, position], values[slot, :, position] = stage.k[i], stage.v[i]
+    assert torch.equal(stage.keys, keys)
+    assert torch.equal(stage.values, values)
+    spans = torch.stack([stage.slots_T, firsts_T, stops_T], 1).tolist()
+    near(result, attended(stage.q, keys, values, spans, size**-0.5), 4.0)
+
+
+@TYPES
+def test_a_row_of_attention_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    stage = Stage(dtype, 9, 3, 64)
+    stops_T = stage.positions_T + 1
+    firsts_T = torch.zeros_like(stops_T)
+    together = stage.run(firsts_T, stops_T)
+    assert torch.equal(stage.run(firsts_T, stops_T, slice(0, 1)), together[:1])
+    assert torch.equal(stage.run(firsts_T, stops_T, slice(1, 10)), together[1:10])
+    torch.set_num_threads(2)
+    assert torch.equal(stage.run(firsts_T, stops_T), together)
+
+
+def test_very_unlike_scores_stay_finite() -> None:
+    stage = Stage(FLOAT32, 4, 2, 16)
+    stage.q = stage.q * 1e4
+    stops_T = stage.positions_T + 1
+    result = stage.run(torch.zeros_like(stops_T), stops_T)
+    assert torch.isfinite(result).all()
+
+
+@pytest.mark.parametrize("wrong", ["position", "slot", "negative", "empty span", "past the end"])
+def test_rows_outside_of_the_cache_touch_nothing(wrong: str) -> None:
+    stage = Stage(FLOAT32, 4, 2, 16)
+    stops_T = stage.positions_T + 1
+    firsts_T = torch.zeros_like(stops_T)
+    if wrong == "position":
+        stage.positions_T[3] = stage.max_len
+    elif wrong == "slot":
+        stage.slots_T[3] = stage.slots
+    elif wrong == "negative":
+        stage.positions_T[0] = -1
+    elif wrong == "empty span":
+        firsts_T[2] = stops_T[2]
+    else:
+        stops_T[0] = stage.max_len + 1
+    with pytest.raises(AssertionError, match="outside"):
+        stage.run(firsts_T, stops_T)
+    assert torch.equal(stage.keys, stage.past[0])
+
+
+@TYPES
+@pytest.mark.parametrize("size", [5, 16, 64, 100, 576])
+def test_norm(dtype: torch.dtype, size: int) -> None:
+    x, weight = (3 * torch.randn(7, 3, size)).to(dtype), torch.randn(size).to(dtype)
+    exact = F.rms_norm(x.double(), (size,), weight.double(), 1e-5)
+    near(native.rms_norm(x, weight, 1e-5), exact, 4.0)
+
+
+@TYPES
+@pytest.mark.parametrize("silu", [True, False], ids=["silu", "gelu"])
+@pytest.mark.parametrize("size", [3, 16, 100])
+def test_gate(dtype: torch.dtype, silu: bool, size: int) -> None:
+    gate_up = (6 * torch.randn(5, 2 * size)).to(dtype)
+    gate_up[0, 0], gate_up[1, 0] = 100.0, -100.0
+    gate, up = gate_up.double().chunk(2, -1)
+    exact = (F.silu(gate) if silu else F.gelu(gate, approximate="tanh")) * up
+    near(native.gate(gate_up, silu), exact, 40.0)
+
+
+@TYPES
+@pytest.mark.parametrize("size", [8, 16, 64, 80])
+def test_rotation(dtype: torch.dtype, size: int) -> None:
+    x = torch.randn(6, 7, size).to(dtype)[:, 2:5]
+    cos, sin = (torch.randn(6, 1, size).to(dtype) for _ in range(2))
+    exact = x.double() * cos.double() + x.double().roll(size // 2, -1) * sin.double()
+    near(native.rotate(x, cos, sin), exact, 2.0)
+
+
+@settings(max_examples=60)
+@given(
+    values=st.lists(st.sampled_from([-3.0, 0.0, 0.5, 2.0, float("-inf")]), min_size=1, max_size=70),
+    bad=st.sampled_from([None, float("nan"), float("inf")]),
+    place=st.integers(0, 69),
+    dtype=st.sampled_from([FLOAT32, BFLOAT16]),
+)
+def test_first_largest(
+    values: list[float], bad: float | None, place: int, dtype: torch.dtype
+) -> None:
+    if bad is not None:
+        values[place % len(values)] = bad
+    with torch.inference_mode():
+        found = native.argmax(torch.tensor([values, values], dtype=dtype)).tolist()
+    top = max(values)
+    expected = -1 if bad is not None or math.isinf(top) else values.index(top)
+    assert found == [expected, expected]
+
+
+def test_time_is_counted_by_kind() -> None:
+    native.spent()
+    native.rms_norm(torch.randn(4, 64), torch.ones(64), 1e-5)
+    seconds = native.spent()
+    assert seconds["norms"] > 0
+    assert seconds["attention"] == 0
+    assert not any(native.spent().values())
