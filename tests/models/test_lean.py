@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dspark.errors import CheckpointError
+from dspark.models.attention import CachedAttention, PackedAttention
 from dspark.models.family import TargetSpec, spec_from_config
 from dspark.models.hf_target import HFTarget
-from dspark.models.kv_cache import CachedAttention, KVCache, PackedAttention, Rows
+from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.target import LeanTarget, Target, load_target
 from fakes import STOP_ID, tiny_target_folder
 

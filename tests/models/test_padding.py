@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dspark.models.attention import PackedAttention
 from dspark.models.block_attention import PackedBlockAttention, PaddedBlockAttention
 from dspark.models.chain_attention import ChainAttention, PaddedChainAttention
-from dspark.models.kv_cache import PackedAttention
 from dspark.models.padding import Rectangle
 from dspark.models.position_batch import PositionBatch
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dspark import native
+from dspark.models.attention import CachedAttention
 from dspark.models.drafter import DrafterConfig
 from dspark.models.family import RopeTable
-from dspark.models.kv_cache import CachedAttention, KVCache
+from dspark.models.kv_cache import KVCache
 from dspark.models.layers import RMSNorm, rotary, rotate
 from dspark.native import LayerParts, NativeBatch, NativeContext, NativeStack, pack
 

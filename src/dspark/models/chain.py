@@ -23,11 +23,12 @@ from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
 from dspark.maths.sampling import choose
+from dspark.models.attention import CachedAttention
 from dspark.models.backbone import DraftAttention, DraftMLP
 from dspark.models.chain_attention import chain_attention
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.family import RopeTable
-from dspark.models.kv_cache import CachedAttention, KVCache, Rows
+from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.layers import RMSNorm, rotary
 from dspark.models.position_batch import PositionBatch, make_position_batch
 from dspark.models.training_data import AnchorDraw, TrainingSequence

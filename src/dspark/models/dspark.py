@@ -18,11 +18,12 @@ from dspark.core import DraftBlock, SamplingParams
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
 from dspark.maths.sampling import choose
 from dspark.models.anchor_batch import AnchorBatch
+from dspark.models.attention import CachedAttention
 from dspark.models.backbone import ParallelBackbone
 from dspark.models.block_attention import block_attention
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.heads import ConfidenceHead, MarkovHead, make_markov_head
-from dspark.models.kv_cache import CachedAttention, KVCache, Rows
+from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.transitions import Transitions
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dspark.models.attention import CachedAttention
 from dspark.models.family import TargetSpec, rope_tables
-from dspark.models.kv_cache import CachedAttention
 from dspark.models.layers import PackedLinear, RMSNorm, gated, rotary, rotate
 from dspark.native import LayerParts, NativeStack
 

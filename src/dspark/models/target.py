@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from dspark.errors import CheckpointError, RequestError
+from dspark.models.attention import CachedAttention, PackedAttention
 from dspark.models.default_target import resolve_target
 from dspark.models.family import TargetSpec, spec_from_config, text_config
-from dspark.models.kv_cache import CachedAttention, KVCache, PackedAttention, Rows
+from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.layers import PackedLinear
 from dspark.models.lean import LeanModel
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.models.kv_cache import PackedAttention
+from dspark.models.attention import PackedAttention
 from dspark.models.lean import Rotary
 from dspark.models.target import LeanTarget, Target
 
