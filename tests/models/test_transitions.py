@@ -30,30 +30,29 @@ def test_the_heads_own_biases(kept: int, calls: list[list[int]]) -> None:
     for ids in calls:
         asked = torch.tensor(ids)
         torch.testing.assert_close(transitions.after(asked), made.bias(made.previous(asked)))
-    assert len(transitions._place) <= kept
-    assert {token: transitions._token[at] for token, at in transitions._place.items()} == {
-        token: token for token in transitions._place
-    }
+    assert len(transitions._place) == kept
+    assert sorted(transitions._place.values()) == list(range(kept))
 
 
 def test_a_kept_row_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     made, asked = head(), []
+    transitions = Transitions(made, 3 * ROW)  # of tokens 0, 1 and 2
     bias = made.bias
     monkeypatch.setattr(made, "bias", lambda x: asked.append(len(x)) or bias(x))
-    transitions = Transitions(made, 3 * ROW)
-    for ids in ([1], [1, 2], [2, 1, 1], [2]):
+    for ids in ([1], [0, 2], [2, 0, 0]):
         transitions.after(torch.tensor(ids))
-    assert asked == [1, 1]
-    transitions.after(torch.tensor([3, 4]))  # 4 takes the oldest place, which is 1's
-    transitions.after(torch.tensor([2, 3, 4]))
-    transitions.after(torch.tensor([1]))
-    assert asked == [1, 1, 2, 1]
+    assert asked == []
+    transitions.after(torch.tensor([5]))  # takes the place of 1, unused for longest
+    transitions.after(torch.tensor([0, 2, 5]))
+    assert asked == [1]
+    transitions.after(torch.tensor([1, 9, 0]))
+    assert asked == [1, 2]
+    assert set(transitions._place) == {0, 1, 9}
 
 
 def test_more_tokens_than_rows_are_worked_out_and_not_kept() -> None:
     made = head()
     transitions = Transitions(made, 2 * ROW)
-    transitions.after(torch.tensor([5, 6]))
     asked = torch.tensor([7, 8, 9])
     assert torch.equal(transitions.after(asked), made.bias(made.previous(asked)))
-    assert set(transitions._place) == {5, 6}
+    assert set(transitions._place) == {0, 1}

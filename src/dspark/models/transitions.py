@@ -9,16 +9,22 @@ Suffixes: R requests, V draft vocabulary.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor
 
 from dspark.models.heads import MarkovHead
 
-KEPT_BYTES = 2**26  # 2,048 rows of a draft vocabulary of 16,384 in bfloat16
+KEPT_BYTES = 2**27  # 4,096 rows of a draft vocabulary of 16,384 in bfloat16
+_AT_ONCE = 256  # rows worked out together at the start
 
 
 class Transitions:
     """Looks transition biases up, and works out those it does not have.
+
+    It starts full, with the lowest token ids, since tokenizers number common tokens first; the
+    token that was not needed for longest gives way.
 
     Args:
         head: a first-order head; its weights must not change while this is used.
@@ -27,42 +33,41 @@ class Transitions:
 
     def __init__(self, head: MarkovHead, kept_bytes: int = KEPT_BYTES) -> None:
         self.head = head
-        weight = head.markov_w2.weight
-        width = head.markov_w2.out_features
+        weight, width = head.markov_w2.weight, head.markov_w2.out_features
         size = max(kept_bytes // (width * weight.element_size()), 1)
         size = min(size, head.markov_w1.num_embeddings)
-        # Written at once: the first touch of a page takes longer than what it is to hold.
-        self._rows = torch.empty(size, width, dtype=weight.dtype).zero_()
-        self._place: dict[int, int] = {}  # by token
-        self._token: list[int | None] = [None] * size  # by place
-        self._next = 0
+        self._rows = torch.empty(size, width, dtype=weight.dtype)
+        for tokens in torch.arange(size).split(_AT_ONCE):
+            self._rows[tokens[0] : tokens[-1] + 1] = self._biases(tokens)
+        # Places of tokens, the longest unused first; common tokens shall stay.
+        self._place = OrderedDict((token, token) for token in reversed(range(size)))
+
+    @torch.inference_mode()
+    def _biases(self, tokens: Tensor) -> Tensor:
+        return self.head.bias(self.head.previous(tokens))
 
     def after(self, ids_R: Tensor) -> Tensor:
         """Biases [R, V] of the slot after each token; read only, and valid until the next call."""
         ids = ids_R.tolist()
-        missing = [token for token in dict.fromkeys(ids) if token not in self._place]
-        if missing and not self._keep(missing, set(ids)):
-            return self.head.bias(self.head.previous(ids_R))
+        missing = []
+        for token in dict.fromkeys(ids):
+            if token in self._place:
+                self._place.move_to_end(token)
+            else:
+                missing.append(token)
+        if missing and not self._keep(missing, len(set(ids))):
+            return self._biases(ids_R)
         places = [self._place[token] for token in ids]
         if len(places) == 1:
             return self._rows[places[0] : places[0] + 1]
         return self._rows[places]
 
-    def _keep(self, missing: list[int], needed: set[int]) -> bool:
-        """Put rows of new tokens where the oldest lie; False where there is no room for all."""
-        if len(needed) > len(self._token):
+    def _keep(self, missing: list[int], needed: int) -> bool:
+        """Put rows of new tokens where unused ones lie; False where there is no room for all."""
+        if needed > len(self._rows):
             return False
-        places: list[int] = []
-        while len(places) < len(missing):
-            if self._token[self._next] not in needed:
-                places.append(self._next)
-            self._next = (self._next + 1) % len(self._token)
-        tokens = torch.tensor(missing, device=self._rows.device)
-        biases = self.head.bias(self.head.previous(tokens))
-        for place, token, bias in zip(places, missing, biases, strict=True):
+        for token, bias in zip(missing, self._biases(torch.tensor(missing)), strict=True):
+            _, place = self._place.popitem(last=False)  # never one of this call: those came last
+            self._place[token] = place
             self._rows[place] = bias
-            old = self._token[place]
-            if old is not None:
-                del self._place[old]
-            self._token[place], self._place[token] = token, place
         return True
