@@ -234,6 +234,16 @@ def test_first_largest(
     assert found == [expected, expected]
 
 
+@TYPES
+def test_first_largest_of_sums_and_strided_rows(dtype: torch.dtype) -> None:
+    x, bias = torch.randn(5, 3, 99).to(dtype), torch.randn(2, 99).to(dtype)
+    bias_NV = bias[torch.tensor([1, 0, 0, 1, 0])]
+    for rows in (x[:, 1], x.transpose(1, 2)[..., 2]):
+        exact = (rows.float() + bias_NV.float()).argmax(-1)
+        assert torch.equal(native.argmax(rows, bias_NV), exact)
+        assert torch.equal(native.argmax(rows), rows.float().argmax(-1))
+
+
 def test_time_is_counted_by_kind() -> None:
     native.spent()
     native.rms_norm(torch.randn(4, 64), torch.ones(64), 1e-5)

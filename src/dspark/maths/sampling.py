@@ -51,6 +51,7 @@ def choose(
     params_R: Sequence[SamplingParams],
     draws_RK: NDArray[np.float64] | None,
     slot: int,
+    bias_RV: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A draft token for each request, and the distributions they were drawn from.
 
@@ -58,13 +59,23 @@ def choose(
         logits_RV: the drafter's logits of one slot.
         draws_RK: uniforms of all slots; unused when every request is greedy.
         slot: the slot, from 0.
+        bias_RV: added to the logits, in float32.
 
     Returns:
         int64 ids [R] and float32 probabilities [R, V], or None when every request is greedy.
     """
-    if all(params.temperature == 0 for params in params_R):
-        if native.serves(logits_RV):  # a draft from logits that are not finite is only a bad one
-            return native.argmax(logits_RV).clamp_min_(0), None
+    greedy = all(params.temperature == 0 for params in params_R)
+    if (
+        greedy
+        and native.serves(logits_RV)
+        and (bias_RV is None or bias_RV.dtype is logits_RV.dtype)
+    ):
+        # A draft from logits that are not finite is only a bad one.
+        return native.argmax(logits_RV, bias_RV).clamp_min_(0), None
+    logits_RV = logits_RV.float()
+    if bias_RV is not None:
+        logits_RV = logits_RV + bias_RV
+    if greedy:
         return logits_RV.argmax(-1), None
     assert draws_RK is not None
     temperature_R = [params.temperature for params in params_R]

@@ -193,21 +193,22 @@ class DSparkDrafter(Drafter):
         transitions: Transitions | None,
     ) -> DraftBlock:
         """Left to right through the block: each token's logits carry the bias of the one before."""
-        base_RKV = self.shared.logits(hidden_RKD).float()
+        base_RKV = self.shared.logits(hidden_RKD)
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
         ids, probs = [anchors_R], []
         for k in range(hidden_RKD.shape[1]):
-            logits = base_RKV[:, k]
+            logits, bias = base_RKV[:, k], None
             if head is not None and transitions is not None:
-                logits = logits + transitions.after(ids[-1])
+                bias = transitions.after(ids[-1])
             elif head is not None:
                 features, state = head.step(head.previous(ids[-1]), hidden_RKD[:, k], state)
-                logits = logits + head.bias(features)
+                bias = head.bias(features)
             if masks is not None:
-                logits = masks.apply(logits, ids[1:])
-            chosen, probs_RV = choose(logits, params_R, draws_RK, k)
+                logits = logits.float() if bias is None else logits.float() + bias
+                logits, bias = masks.apply(logits, ids[1:]), None
+            chosen, probs_RV = choose(logits, params_R, draws_RK, k, bias)
             if probs_RV is not None:
                 probs.append(probs_RV)
             ids.append(self.to_target_ids(chosen))

@@ -90,7 +90,8 @@ void dspark_gate(int is_bf16, const void* gate_up, void* y, long rows, long size
                  int threads);
 void dspark_rotate(int is_bf16, const void* x, long stride, const void* cos, const void* sin,
                    void* y, long rows, long heads, long size, int threads);
-void dspark_argmax(int is_bf16, const void* x, int64_t* places, long rows, long size, int threads);
+void dspark_argmax(int is_bf16, const void* x, long stride, const void* bias, long bias_stride,
+                   int64_t* places, long rows, long size, int threads);
 int dspark_layers(const dspark::Layer* layers, long count, const dspark::Batch* batch,
                   const void* x, void* const* keys, void* const* values, void* const* outs);
 int dspark_context(const dspark::Context* context, const dspark::Batch* batch,

@@ -33,7 +33,7 @@ _SIGNATURES = {
         None,
         [_INT, _ADDRESS, _SIZE, *[_ADDRESS] * 3, *[_SIZE] * 3, _INT],
     ),
-    "dspark_argmax": (None, [_INT, *[_ADDRESS] * 2, *[_SIZE] * 2, _INT]),
+    "dspark_argmax": (None, [_INT, *[_ADDRESS, _SIZE] * 2, _ADDRESS, *[_SIZE] * 2, _INT]),
     "dspark_layers": (_INT, [_ADDRESS, _SIZE, *[_ADDRESS] * 5]),
     "dspark_context": (_INT, [_ADDRESS] * 5),
     "dspark_spent": (None, [_ADDRESS]),
@@ -224,13 +224,26 @@ def rotate(x_THP: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
     return y
 
 
-def argmax(x_NV: Tensor) -> Tensor:
-    """Place [N] of each row's first largest number; -1 where one is NaN or none is finite."""
-    x_NV = x_NV.contiguous()
+def argmax(x_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
+    """Place [N] of each row's first largest number; -1 where one is NaN or none is finite.
+
+    Args:
+        bias_NV: of the same type, added first, in float32.
+    """
+    x_NV = x_NV if x_NV.stride(1) == 1 else x_NV.contiguous()
+    bias, stride = None, 0
+    if bias_NV is not None:
+        assert bias_NV.shape == x_NV.shape
+        assert bias_NV.dtype is x_NV.dtype
+        bias_NV = bias_NV if bias_NV.stride(1) == 1 else bias_NV.contiguous()
+        bias, stride = bias_NV.data_ptr(), bias_NV.stride(0)
     places_N = torch.empty(len(x_NV), dtype=torch.int64)
     kernels().dspark_argmax(
         DTYPES[x_NV.dtype],
         x_NV.data_ptr(),
+        x_NV.stride(0),
+        bias,
+        stride,
         places_N.data_ptr(),
         *x_NV.shape,
         torch.get_num_threads(),
