@@ -20,7 +20,7 @@ DATA_FLAGS := $(SETS:%=--data eval/%.jsonl)
 CALIBRATION_FLAGS ?= --data prompts_train.jsonl \
 	--exclude drafters/smollm2-135m/trained_prompts.jsonl.gz
 
-THRESHOLDS := 0 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9
+THRESHOLDS := 0 0.2 0.4 0.5 0.6 0.7 0.8 0.9
 
 # NAME:SETTING of each ablation; base is depth 2, block size 7, Markov head, 16,384 draft tokens.
 ABLATIONS := base:drafter.num_layers=2 depth1:drafter.num_layers=1 depth3:drafter.num_layers=3 \
@@ -80,7 +80,7 @@ soak: setup  ## long checks, outside CI
 results: setup  ## repeat evaluation, calibration check and report from the shipped drafters
 	$(BIN)/dspark eval $(DATA_FLAGS) $(DRAFTERS:%=--drafter %) --limit 60 \
 		--temperature 0 --temperature 1 --json results/eval.json
-	$(BIN)/dspark eval $(DATA_FLAGS) --limit 60 --temperature 1 --study threshold \
+	$(BIN)/dspark eval $(DATA_FLAGS) --limit 10 --temperature 1 --study threshold \
 		$(THRESHOLDS:%=--threshold %) --json results/eval_threshold.json
 	$(BIN)/dspark calibrate $(CALIBRATION_FLAGS) --check-only --temperature 1 \
 		--json results/calibration.json

@@ -170,7 +170,7 @@ class DSparkDrafter(Drafter):
         device = self.device
         # No slot beyond those asked for. Seeing all seven, the first gives 1.6 % more accepted
         # length, the first three 1.0 %; to verify one token they cost 2 % more of a round of one
-        # user and 23 % of 64 (results/cost.json).
+        # user and 37 % of 64 (results/cost.json).
         size = steps or config.block_size
         mask = [self.mask_id] * (size - 1)
         spans = zip(slots_R, anchor_pos_R, anchors_R, strict=True)
