@@ -75,10 +75,21 @@ def test_a_full_batch_makes_the_policy_choosy() -> None:
     assert set(together) == {0}
 
 
-def test_prompts_in_the_step_count() -> None:
-    """In a step that is long anyway, one more row costs little of the throughput."""
-    policy, sure = Causal(tables(row_ms=1), K), drafts([0.5, 0.5, 0.5, 0.5])
-    assert policy.plan(batch(prompts=40), sure)[0] > policy.plan(batch(), sure)[0]
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("row_ms", [0.01, 1.0, 4.0])
+def test_prompts_in_the_step_do_not_make_drafts_cheap(kind: Any, row_ms: float) -> None:
+    """They have to be run whatever is drafted; only what a draft adds to the time counts."""
+    sure, found = drafts([0.5, 0.5, 0.5, 0.5]), []
+    for prompts in (0, 40, 400):
+        policy, step = kind(tables(row_ms=row_ms), K), batch(prompts=prompts)
+        found.append((policy.wants(step), policy.steps(step), policy.plan(step, sure)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_prompt_longer_than_the_times_laid_out_stops_nothing() -> None:
+    policy, step = Causal(tables(), K), batch(prompts=6000)
+    assert len(policy.wants(step)) == 1
+    assert policy.plan(step, drafts([0.5] * K)) == [0]
 
 
 def test_calibration_is_applied() -> None:

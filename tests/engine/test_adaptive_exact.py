@@ -72,6 +72,11 @@ class Literal:
         seconds = self.tables.cost.verify_s(MOST_TOKENS, requests)
         return envelope(seconds) if self.name == "causal" else seconds
 
+    def times(self, rows: int, prompts: int, requests: int) -> Any:
+        """With 0, 1, … draft tokens beyond these rows, without what the prompts among them take."""
+        seconds = self.verify_s(requests)
+        return seconds[rows:] - (seconds[rows] - seconds[rows - prompts])
+
     def entry(self, request: Request) -> Any:
         table = self.tables.calibration
         own = request.params.temperature
@@ -97,7 +102,7 @@ class Literal:
         self.expected = {r.id: a for r, a in zip(requests, expected, strict=True)}
         order = np.argsort(-np.array(expected).sum(1), kind="stable")
         total = len(requests)
-        verify_s = self.verify_s(total)[batch.prefill_rows + total :]
+        verify_s = self.times(batch.prefill_rows + total, batch.prefill_rows, total)
         thetas = {0: total / verify_s[0]}
         for number in {min(2**i, total) for i in range(8)}:
             ahead = np.array(expected)[order[:number]]
@@ -150,7 +155,7 @@ class Literal:
             committed += self.mean(request)[: lengths[-1]].sum()
         rows = batch.other_rows + len(batch.decode) + sum(lengths)
         deciding = len(batch.decode) + len(batch.plain)
-        return lengths, free, committed, self.verify_s(deciding)[rows:]
+        return lengths, free, committed, self.times(rows, batch.prefill_rows, deciding)
 
     def plan(self, batch: Batch, sure_RK: Any) -> list[int]:
         lengths, free, committed, verify_s = self.frame(batch)

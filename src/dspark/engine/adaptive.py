@@ -90,7 +90,9 @@ class Adaptive(Policy):
         wanted_R = admission.worth_drafting(
             self._expected(requests),
             self._draft_times_to(len(requests)),
-            self._verify_times(batch.prefill_rows + len(requests), len(requests), len(requests)),
+            self._verify_times(
+                batch.prefill_rows + len(requests), batch.prefill_rows, len(requests), len(requests)
+            ),
         )
         return [
             pays or probe or _keeps_length(request.params)
@@ -130,11 +132,15 @@ class Adaptive(Policy):
         times = self._draft_times_to(requests)[requests]
         return times if len(frame.free) == requests else times[-1:]
 
-    def _verify_times(self, rows: int, drafted: int, requests: int) -> list[float]:
-        """Seconds of the target's forward with 0, 1, … draft tokens.
+    def _verify_times(self, rows: int, prompts: int, drafted: int, requests: int) -> list[float]:
+        """Seconds of the target's forward with 0, 1, … draft tokens, less what the prompts take.
+
+        Prompts have to be run whatever is drafted. In the denominator of Θ their time would make
+        drafts look cheap that cost more a token than a step without prompts and drafts.
 
         Args:
             rows: in the batch without any.
+            prompts: rows of prompts among these.
             drafted: requests that may have some.
             requests: that decode, drafted or not.
         """
@@ -142,7 +148,10 @@ class Adaptive(Policy):
         requests = min(requests, cost.most_requests)
         if requests not in self._verify_s:
             self._verify_s[requests] = self._laid_out(cost, requests)
-        return self._verify_s[requests][rows : rows + drafted * self.draft_len + 1]
+        seconds = self._verify_s[requests]
+        rows = min(rows, len(seconds) - 1)
+        debt = seconds[rows] - seconds[max(rows - prompts, 0)]
+        return [s - debt for s in seconds[rows : rows + drafted * self.draft_len + 1]]
 
     def _laid_out(self, cost: CostTable, requests: int) -> list[float]:
         """Seconds of the target's forward with 0, 1, … rows of so many requests."""
@@ -185,7 +194,8 @@ class Adaptive(Policy):
             else:
                 free.append(r)
         rows = batch.other_rows + len(requests) + sum(lengths_R)
-        seconds_B = self._verify_times(rows, len(free), len(requests) + len(batch.plain))
+        deciding = len(requests) + len(batch.plain)
+        seconds_B = self._verify_times(rows, batch.prefill_rows, len(free), deciding)
         return Frame(free, lengths_R, seconds_B, committed)
 
     @abstractmethod
@@ -203,7 +213,7 @@ class Adaptive(Policy):
         key = way(params)
         if key not in self._steady:
             draft_s = self.tables.cost.draft_s(1)
-            seconds_K = [draft_s + s for s in self._verify_times(1, 1, 1)]
+            seconds_K = [draft_s + s for s in self._verify_times(1, 0, 1, 1)]
             make_room(self._steady)
             survival_K = self._first.mean(params).survival_K
             self._steady[key] = admission.capacity([survival_K], seconds_K)
