@@ -141,8 +141,16 @@ def worth_drafting(
     """
     count = len(survival_RK)
     order = sorted(range(count), key=lambda r: -sum(survival_RK[r]))
-    best, most = 0, count / verify_s_B[0]
+    plain = count / verify_s_B[0]
+    best, most = 0, plain
+    # Most that drafts can bring beyond what their rows cost at best; where that does not make up for
+    # drafting, no block of so many does, and there is nothing to search.
+    row_s = min(((s - verify_s_B[0]) / n for n, s in enumerate(verify_s_B) if n), default=0.0)
+    gains = accumulate(sum(max(a - plain * row_s, 0.0) for a in survival_RK[r]) for r in order)
+    gain_R = [0.0, *gains]
     for number in {min(2**i, count) for i in range(count.bit_length() + 1)} - {0}:
+        if gain_R[number] <= plain * min(seconds for _, seconds in draft_s_R[number]):
+            continue
         chosen = [survival_RK[r] for r in order[:number]]
         theta = best_block(chosen, draft_s_R[number], verify_s_B, count).theta
         if theta > most:
