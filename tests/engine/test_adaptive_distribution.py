@@ -23,10 +23,11 @@ from dspark.tables.cost import CostKey, CostTable, rising
 from exact import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
 from scripted import TableTarget, random_drafter
 
-# Dear rows, and a step down in price behind the first: what tempts a rule to look on.
+# Rows that pay for a draft token surer than about 0.4, dearer at first than behind: what tempts a
+# rule to look on.
 COST = CostTable(
     CostKey("m", 1, "t", "float32", "d"),
-    rising([(1, 1.0), (SLOTS, 100.0), (SLOTS * (BLOCK + 1), 260.0)]),
+    rising([(1, 60.0), (SLOTS, 100.0), (2 * SLOTS, 145.0), (SLOTS * (BLOCK + 1), 260.0)]),
     (),
     8,
 )
