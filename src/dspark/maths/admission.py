@@ -143,8 +143,8 @@ def worth_drafting(
     order = sorted(range(count), key=lambda r: -sum(survival_RK[r]))
     plain = count / verify_s_B[0]
     best, most = 0, plain
-    # What drafts can bring at most beyond what their rows cost at least; where that does not make up
-    # for drafting, no block of so many does, and there is nothing to search.
+    # What drafts can bring at most, beyond what their rows cost at least. Where that does not make
+    # up for drafting, no block of so many does, and there is nothing to search.
     row_s = min(((s - verify_s_B[0]) / n for n, s in enumerate(verify_s_B) if n), default=0.0)
     gains = accumulate(sum(max(a - plain * row_s, 0.0) for a in survival_RK[r]) for r in order)
     gain_R = [0.0, *gains]
