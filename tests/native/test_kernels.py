@@ -167,6 +167,21 @@ def test_very_unlike_scores_stay_finite() -> None:
     assert torch.isfinite(result).all()
 
 
+@TYPES
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_does_not_vanish(dtype: torch.dtype, bad: float) -> None:
+    """The engine ends a request whose logits are not finite; nothing on the way may hide it."""
+    stage = Stage(dtype, 4, 2, 32)
+    stage.k[1, 0, 3] = bad  # a key of the request with nine new rows
+    stops_T = stage.positions_T + 1
+    result = stage.run(torch.zeros_like(stops_T), stops_T)
+    assert result[1:10, :64].isnan().any(1).all() if bad != bad else result[1:10].isnan().any()
+    assert torch.isfinite(result[[0, 10, 11, 12, 13]]).all()
+    gate_up = torch.tensor([[bad, 1.0, 1.0, 1.0]], dtype=dtype)
+    assert not torch.isfinite(native.gate(gate_up, True)[0, 0])
+    assert not torch.isfinite(native.rms_norm(gate_up, torch.ones(4, dtype=dtype), 1e-5)).all()
+
+
 @pytest.mark.parametrize("wrong", ["position", "slot", "negative", "empty span", "past the end"])
 def test_rows_outside_of_the_cache_touch_nothing(wrong: str) -> None:
     stage = Stage(FLOAT32, 4, 2, 16)

@@ -75,7 +75,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
 
 
-def gated(gate_up: Tensor, activation: str = "silu") -> Tensor:
+def gated(gate_up: Tensor, activation: str) -> Tensor:
     """activation(gate) · up of both halves of the last dimension; ``silu``, else GELU's tanh."""
     if native.serves(gate_up):
         return native.gate(gate_up, silu=activation == "silu")

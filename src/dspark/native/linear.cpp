@@ -12,9 +12,11 @@ namespace {
 // Outputs worked out together, rows x panels: what the registers hold. Few rows leave room for more
 // panels, and so for more of the weight on its way from memory at a time.
 #if defined(__AVX512F__)
-constexpr int ROWS = 12, PANELS = 2, SOME_ROWS = 8, PANELS_OF_SOME = 3, FEW_ROWS = 6, PANELS_OF_FEW = 4;
+constexpr int ROWS = 12, PANELS = 2;
+constexpr int SOME_ROWS = 8, PANELS_OF_SOME = 3, FEW_ROWS = 6, PANELS_OF_FEW = 4;
 #else
-constexpr int ROWS = 4, PANELS = 1, SOME_ROWS = 2, PANELS_OF_SOME = 2, FEW_ROWS = 1, PANELS_OF_FEW = 4;
+constexpr int ROWS = 4, PANELS = 1;
+constexpr int SOME_ROWS = 2, PANELS_OF_SOME = 2, FEW_ROWS = 1, PANELS_OF_FEW = 4;
 #endif
 constexpr int AHEAD = 4;  // steps of the next tile asked for early: its panels begin on new pages
 
@@ -131,10 +133,10 @@ using namespace dspark;
 
 // weight [out, in] to packed [ceil(out / 16), in, 16]; missing outputs are zeros.
 extern "C" void dspark_pack(int is_bf16, const void* weight, void* packed, long out, long in) {
-    if (is_bf16)
-        lay_out(static_cast<const bf16*>(weight), static_cast<bf16*>(packed), out, in);
-    else
-        lay_out(static_cast<const float*>(weight), static_cast<float*>(packed), out, in);
+    dispatch(is_bf16, [&](auto type) {
+        using T = decltype(type);
+        lay_out(static_cast<const T*>(weight), static_cast<T*>(packed), out, in);
+    });
 }
 
 // x [rows, in], residual and y [rows, out], bias [out]; bias and residual may be null.

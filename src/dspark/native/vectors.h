@@ -92,7 +92,7 @@ inline float sum(floats v) {
 inline floats largest(floats a, floats b) { return a > b ? a : b; }
 inline floats smallest(floats a, floats b) { return a < b ? a : b; }
 
-// e^x within 2e-7 of its size; 0 below -87, no more than e^88.
+// e^x within 2e-7 of its size; 0 below -87, no more than e^88; what is not a number stays none.
 inline floats exp(floats x) {
     const floats within = smallest(largest(x, all(-87.0f)), all(88.0f));
     const floats scaled = within * 1.44269504f;
@@ -109,7 +109,7 @@ inline floats exp(floats x) {
     p = p * low + 1.0f;
     const ints power = (__builtin_convertvector(whole, ints) + 127) << 23;
     const floats result = p * bits_of<floats>(power);
-    return x < -87.0f ? floats{} : result;
+    return x == x ? (x < -87.0f ? floats{} : result) : x;
 }
 
 }  // namespace dspark
