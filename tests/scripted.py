@@ -34,14 +34,16 @@ def answer(
 
 
 def drafter_config(target: Target, block_size: int, **more: Any) -> DrafterConfig:
-    """A small drafter's configuration that fits `target`."""
+    """A small drafter's configuration that fits `target`; of the kind "dspark" by default."""
+    kind = more.get("kind", "dspark")
+    taps = default_tap_ids(target.spec.num_layers, 3)
     fields: dict[str, Any] = {
-        "kind": "dspark",
+        "kind": kind,
         "hidden_size": 0,
         "vocab_size": 0,
         "num_target_layers": 0,
-        "target_layer_ids": default_tap_ids(target.spec.num_layers, 3),
-        "mask_token_id": 4,
+        "target_layer_ids": () if kind == "mtp" else taps,
+        "mask_token_id": None if kind in ("eagle3", "mtp") else 4,
         "block_size": block_size,
         "num_layers": 1,
         "intermediate_size": 32,
@@ -60,7 +62,7 @@ def random_drafter(
     gain: float = 1.0,
     **more: Any,
 ) -> Drafter:
-    """A DSpark drafter with random weights.
+    """A drafter with random weights.
 
     Args:
         vocabulary: target ids it can say; None for all.
@@ -105,8 +107,9 @@ class ScriptedDrafter(Drafter):
         taps_TM: Tensor,
         slots_T: Tensor,
         positions_T: Tensor,
-        next_ids_T: Tensor,
+        next_ids_T: Tensor | None,
     ) -> None:
+        assert next_ids_T is not None
         after = next_ids_T.tolist()
         rows = zip(slots_T.tolist(), positions_T.tolist(), taps_TM, after, strict=True)
         for slot, position, taps, next_id in rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -68,8 +67,7 @@ def poisoned(target: Target, fault: str) -> SamplingParams:
 def test_one_poisoned_request_ends_alone(
     kind: str, fault: str, target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
-    more: dict[str, Any] = {"mask_token_id": None} if kind == "eagle3" else {}
-    drafter = random_drafter(target, 4, kind=kind, **more)
+    drafter = random_drafter(target, 4, kind=kind)
     alone = [answer(target, drafter, [prompt], FREE)[0] for prompt in PROMPTS]
 
     async def main() -> None:

@@ -138,8 +138,7 @@ def test_company_without_a_grammar_is_not_touched(target: Target) -> None:
 
 @pytest.mark.parametrize("kind", ["eagle3", "mtp"])
 def test_chain_drafters_keep_to_it_too(kind: str, target: Target) -> None:
-    more: dict[str, Any] = {"target_layer_ids": ()} if kind == "mtp" else {}
-    drafter = random_drafter(target, 4, kind=kind, mask_token_id=None, **more)
+    drafter = random_drafter(target, 4, kind=kind)
     even = torch.zeros(target.spec.vocab_size, dtype=torch.bool)
     even[4::2] = True
     seen: list[int] = []

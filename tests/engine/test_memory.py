@@ -38,10 +38,7 @@ def squeezed(engine: Engine, cache_len: int, params: SamplingParams) -> list[lis
 def test_prompts_in_parts_and_lost_places(
     kind: str, params: SamplingParams, target: Target
 ) -> None:
-    more: dict[str, Any] = {"target_layer_ids": ()} if kind == "mtp" else {}
-    if kind in ("eagle3", "mtp"):
-        more["mask_token_id"] = None
-    drafter = None if kind == "none" else random_drafter(target, 4, kind=kind, **more)
+    drafter = None if kind == "none" else random_drafter(target, 4, kind=kind)
     whole = answer(target, drafter, PROMPTS, params, slots=5)
     assert answer(target, drafter, PROMPTS, params, slots=5, prefill_rows=7) == whole
     small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)

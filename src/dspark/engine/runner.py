@@ -9,7 +9,6 @@ Suffixes: R requests, K block slots, N rows with logits, T packed rows, V vocabu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark.core import Batch, DraftBlock, Request, Verdict, VerifyPlan
+from dspark.engine.context import DraftContext, pick
 from dspark.engine.judging import OnVerdict, best, draw_each, judge_greedy, judge_sampled
 from dspark.engine.logprobs import logprobs
 from dspark.engine.masks import GrammarMasks, has_grammar, mask_target
@@ -54,24 +54,25 @@ class Runner:
         self._cache = target.new_cache(slots, max_len)
         self._tap_ids: Sequence[int] = ()
         self._d2t: Tensor | None = None
-        self._context: Any = None
+        self._context: DraftContext | None = None
         self.on_verdict: OnVerdict | None = None
         if self.drafter is not None:
             self._tap_ids = self.drafter.config.target_layer_ids
             self._d2t = self.drafter.d2t
-            self._context = self.drafter.new_cache(slots, max_len)
+            self._context = DraftContext(self.drafter, slots, max_len)
 
     def draft(self, batch: Batch) -> DraftBlock | None:
         """Draft tokens for the requests that have an anchor; None when nothing is drafted."""
         requests = batch.decode
-        if self.drafter is None or not requests:
+        if self.drafter is None or self._context is None or not requests:
             return None
+        self._context.catch_up()
         steps, draws_RK = batch.draft_len or self.draft_len, None
         masks = GrammarMasks(requests, self._d2t, steps) if has_grammar(requests) else None
         if not _all_greedy(requests):
             draws_RK = self._uniform(requests, Use.DRAFT, steps)
         return self.drafter.draft(
-            self._context,
+            self._context.cache,
             [request.anchor for request in requests],
             [request.anchor_pos for request in requests],
             [_slot(request) for request in requests],
@@ -92,21 +93,14 @@ class Runner:
         rows = self._rows(batch, drafts, plan)
         last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
         seen_TM = last_TD if taps_TM is None else taps_TM
-        logits_NV = self._logits(_pick(last_TD, _logit_rows(batch, plan)))
+        logits_NV = self._logits(pick(last_TD, _logit_rows(batch, plan)))
         try:
             verdict = self._verdict(batch, drafts, plan, logits_NV)
         except EngineError as error:
             error.requests = error.requests or _culprits(batch, plan, logits_NV)
             raise
-        if self.drafter is not None:
-            known = _committed_rows(batch, plan, verdict)
-            self.drafter.extend(
-                self._context,
-                _pick(seen_TM, known),
-                _pick(rows.slots_T, known),
-                _pick(rows.positions_T, known),
-                _next_ids(batch, rows, known, verdict),
-            )
+        if self._context is not None:
+            self._context.take(seen_TM, rows, batch, plan, verdict, drafted=drafts is not None)
         return verdict
 
     def _logits(self, last_ND: Tensor) -> Tensor:
@@ -124,8 +118,8 @@ class Runner:
     def forget(self, slot: int) -> None:
         """Give the memory of a slot's rows back to the system, where the caches can."""
         self.target.forget(self._cache, slot)
-        if self.drafter is not None:
-            self.drafter.forget(self._context, slot)
+        if self._context is not None:
+            self._context.forget(slot)
 
     def _rows(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Rows:
         parts = [(_slot(chunk.request), chunk.start, chunk.ids()) for chunk in batch.prefill]
@@ -226,40 +220,6 @@ def _logit_rows(batch: Batch, plan: VerifyPlan) -> list[int]:
             rows.append(end - 1)
     rows.extend(range(end, end + len(batch.plain) + plan.batch_tokens))
     return rows
-
-
-def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[int]:
-    """Rows whose tokens stand: all prompts, anchors, accepted drafts.
-
-    Their taps are what the drafter may look at from now on. What a stop token or a length limit
-    cuts afterwards belongs to a finished request and does no harm.
-    """
-    start = batch.other_rows
-    rows = list(range(start))
-    for length, accepted in zip(plan.verify_len, verdict.accepted, strict=True):
-        rows.extend(range(start, start + accepted + 1))
-        start += length + 1
-    return rows
-
-
-def _next_ids(batch: Batch, rows: Rows, known: list[int], verdict: Verdict) -> Tensor:
-    """The token after each committed row: the row behind it, or the one the verdict drew."""
-    next_T = _pick(rows.ids_T, known).roll(-1)
-    counts = [chunk.rows for chunk in batch.prefill] + [1] * len(batch.plain)
-    counts += [accepted + 1 for accepted in verdict.accepted]
-    last_R = torch.tensor(counts, device=next_T.device).cumsum(0) - 1
-    firsts = iter(verdict.first_id)
-    after = [next(firsts) if c.starts_answer else c.next_id() for c in batch.prefill]
-    drawn = [*after, *verdict.plain_id, *verdict.next_id]
-    next_T[last_R] = torch.tensor(drawn, device=next_T.device)
-    return next_T
-
-
-def _pick(x_TD: Tensor, rows: list[int]) -> Tensor:
-    """Some rows, given in rising order; without a copy where they are neighbours."""
-    if not rows or rows[-1] - rows[0] == len(rows) - 1:
-        return x_TD[rows[0] : rows[-1] + 1] if rows else x_TD[:0]
-    return x_TD[torch.tensor(rows, device=x_TD.device)]
 
 
 def _culprits(batch: Batch, plan: VerifyPlan, logits_NV: Tensor) -> tuple[int, ...]:

@@ -64,24 +64,29 @@ def choose(
     Returns:
         int64 ids [R] and float32 probabilities [R, V], or None when every request is greedy.
     """
-    greedy = all(params.temperature == 0 for params in params_R)
-    if (
-        greedy
-        and native.serves(logits_RV)
-        and (bias_RV is None or bias_RV.dtype is logits_RV.dtype)
-    ):
-        # A draft from logits that are not finite is only a bad one.
-        return native.argmax(logits_RV, bias_RV).clamp_min_(0), None
+    if all(params.temperature == 0 for params in params_R):
+        return largest(logits_RV, bias_RV), None
     logits_RV = logits_RV.float()
     if bias_RV is not None:
         logits_RV = logits_RV + bias_RV
-    if greedy:
-        return logits_RV.argmax(-1), None
     assert draws_RK is not None
     temperature_R = [params.temperature for params in params_R]
     top_k_R, top_p_R = [p.top_k for p in params_R], [p.top_p for p in params_R]
     probs_RV = probabilities(logits_RV, temperature_R, top_k_R, top_p_R)
     return draw(probs_RV, draws_RK[:, slot]), probs_RV
+
+
+def largest(logits_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
+    """The first largest logit [N] of each row, for a draft: from logits that are not finite comes
+    any token, which is only a bad guess.
+
+    Args:
+        bias_NV: added to the logits, in float32.
+    """
+    if native.serves(logits_NV) and (bias_NV is None or bias_NV.dtype is logits_NV.dtype):
+        return native.argmax(logits_NV, bias_NV).clamp_min_(0)
+    logits_NV = logits_NV.float()
+    return (logits_NV if bias_NV is None else logits_NV + bias_NV).argmax(-1)
 
 
 def probabilities(

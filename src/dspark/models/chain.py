@@ -173,8 +173,9 @@ class ChainDrafter(Drafter):
         taps_TM: Tensor,
         slots_T: Tensor,
         positions_T: Tensor,
-        next_ids_T: Tensor,
+        next_ids_T: Tensor | None,
     ) -> None:
+        assert next_ids_T is not None
         if not len(slots_T):
             return
         feature = self.entry(taps_TM.to(self.norm.weight.dtype))

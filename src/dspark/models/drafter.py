@@ -136,6 +136,7 @@ class Drafter(nn.Module, ABC):
 
     kind: ClassVar[str]
     reads_taps: ClassVar[bool] = True  # else the final-normed last state
+    reads_next_ids: ClassVar[bool] = True  # the token after each position, in `extend`
     has_mask: ClassVar[bool] = True  # blocks with MASK in slots 2…K
     matrix_modules: ClassVar[tuple[str, ...]] = ("backbone.",)  # whose matrices Muon takes
 
@@ -236,7 +237,7 @@ class Drafter(nn.Module, ABC):
         taps_TM: Tensor,
         slots_T: Tensor,
         positions_T: Tensor,
-        next_ids_T: Tensor,
+        next_ids_T: Tensor | None,
     ) -> None:
         """Take newly committed positions into the requests' context.
 
@@ -244,7 +245,8 @@ class Drafter(nn.Module, ABC):
             taps_TM: the target's taps there; its final-normed last states for a drafter that
                 taps no layer.
             slots_T, positions_T: where they are; rows of one request together, in order.
-            next_ids_T: the token after each of them, known by now too.
+            next_ids_T: the token after each of them, known by now too; None where `reads_next_ids`
+                is False.
         """
 
     @abstractmethod

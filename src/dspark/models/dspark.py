@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
-from dspark.maths.sampling import choose
+from dspark.maths.sampling import choose, largest
 from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.attention import CachedAttention
 from dspark.models.backbone import ParallelBackbone
@@ -46,6 +46,7 @@ class DSparkDrafter(Drafter):
     """Semi-autoregressive block drafter; heads are on or off by configuration."""
 
     kind: ClassVar[str] = "dspark"
+    reads_next_ids: ClassVar[bool] = False
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
@@ -137,7 +138,7 @@ class DSparkDrafter(Drafter):
         )
         head = self.markov_head
         if type(head) is MarkovHead and weight.device.type == "cpu":  # others see h_k as well
-            cache.transitions = Transitions(head)
+            cache.transitions = Transitions(head, self.d2t)
         return cache
 
     @torch.inference_mode()
@@ -147,7 +148,7 @@ class DSparkDrafter(Drafter):
         taps_TM: Tensor,
         slots_T: Tensor,
         positions_T: Tensor,
-        next_ids_T: Tensor,
+        next_ids_T: Tensor | None,
     ) -> None:
         if not len(slots_T):
             return
@@ -193,7 +194,46 @@ class DSparkDrafter(Drafter):
         transitions: Transitions | None,
     ) -> DraftBlock:
         """Left to right through the block: each token's logits carry the bias of the one before."""
-        base_RKV = self.shared.logits(hidden_RKD)
+        base_RKV, head = self.shared.logits(hidden_RKD), self.markov_head
+        greedy = masks is None and all(params.temperature == 0 for params in params_R)
+        ids_RK, probs_RKV = None, None
+        if greedy:
+            ids_RK = self._at_once(base_RKV, anchors_R, transitions)
+        if ids_RK is None:
+            ids_RK, probs_RKV = self._slot_by_slot(
+                hidden_RKD, base_RKV, anchors_R, params_R, draws_RK, masks, transitions
+            )
+        previous = None if head is None else head.previous(ids_RK[:, :-1])
+        confidence = self._confidence(hidden_RKD, previous)
+        return DraftBlock(
+            ids_RK[:, 1:],
+            probs_RKV,
+            None if confidence is None else torch.sigmoid(confidence.float()),
+            None if masks is None else masks.lengths,
+        )
+
+    def _at_once(
+        self, base_RKV: Tensor, anchors_R: Tensor, transitions: Transitions | None
+    ) -> Tensor | None:
+        """Anchors and greedy draft tokens [R, K + 1] without a loop over slots, where that goes."""
+        if self.markov_head is None:  # no slot knows of the others
+            best_RK = largest(base_RKV.flatten(0, 1)).view(base_RKV.shape[:2])
+            return torch.cat([anchors_R[:, None], self.to_target_ids(best_RK)], 1)
+        if transitions is not None and transitions.can_follow(base_RKV):
+            return transitions.follow(base_RKV, anchors_R)
+        return None
+
+    def _slot_by_slot(
+        self,
+        hidden_RKD: Tensor,
+        base_RKV: Tensor,
+        anchors_R: Tensor,
+        params_R: Sequence[SamplingParams],
+        draws_RK: np.ndarray,
+        masks: DraftMasks | None,
+        transitions: Transitions | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Anchors and draft tokens [R, K + 1], and what these were drawn from, [R, K, V]."""
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
@@ -212,12 +252,4 @@ class DSparkDrafter(Drafter):
             if probs_RV is not None:
                 probs.append(probs_RV)
             ids.append(self.to_target_ids(chosen))
-        ids_RK = torch.stack(ids, 1)
-        previous = None if head is None else head.previous(ids_RK[:, :-1])
-        confidence = self._confidence(hidden_RKD, previous)
-        return DraftBlock(
-            ids_RK[:, 1:],
-            torch.stack(probs, 1) if probs else None,
-            None if confidence is None else torch.sigmoid(confidence.float()),
-            None if masks is None else masks.lengths,
-        )
+        return torch.stack(ids, 1), torch.stack(probs, 1) if probs else None

@@ -4,20 +4,20 @@ A first-order head's bias ``W_2 · W_1[x]`` (DSpark §3.1) is a function of one 
 repeat their tokens. On a CPU reading a kept row of V numbers is many times cheaper than reading
 the r rows of V numbers of W_2 again in every slot.
 
-Suffixes: R requests, V draft vocabulary.
+Suffixes: R requests, K block slots, V draft vocabulary, X target vocabulary, N kept rows.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor
 
+from dspark import native
 from dspark.models.heads import MarkovHead
 
 KEPT_BYTES = 2**27  # 4,096 rows of a draft vocabulary of 16,384 in bfloat16
 _AT_ONCE = 256  # rows worked out together at the start
+_NOWHERE = -1
 
 
 class Transitions:
@@ -28,19 +28,31 @@ class Transitions:
 
     Args:
         head: a first-order head; its weights must not change while this is used.
+        target_ids: [V] target id of each draft id; None where they are the same.
         kept_bytes: memory for rows; at least one row is kept.
     """
 
-    def __init__(self, head: MarkovHead, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, head: MarkovHead, target_ids: Tensor | None = None, kept_bytes: int = KEPT_BYTES
+    ) -> None:
         self.head = head
+        self.target_ids = None if target_ids is None else target_ids.long().contiguous()
         weight, width = head.markov_w2.weight, head.markov_w2.out_features
-        size = max(kept_bytes // (width * weight.element_size()), 1)
-        size = min(size, head.markov_w1.num_embeddings)
-        self._rows = torch.empty(size, width, dtype=weight.dtype)
+        vocabulary = head.markov_w1.num_embeddings
+        size = min(max(kept_bytes // (width * weight.element_size()), 1), vocabulary)
+        self._rows_NV = torch.empty(size, width, dtype=weight.dtype)
         for tokens in torch.arange(size).split(_AT_ONCE):
-            self._rows[tokens[0] : tokens[-1] + 1] = self._biases(tokens)
-        # Places of tokens, the longest unused first; common tokens shall stay.
-        self._place = OrderedDict((token, token) for token in reversed(range(size)))
+            self._rows_NV[tokens[0] : tokens[-1] + 1] = self._biases(tokens)
+        self._token_N = torch.arange(size)
+        self._place_X = torch.full((vocabulary,), _NOWHERE)
+        self._place_X[:size] = self._token_N
+        self._turn = 0  # one for each look; rows remember their last
+        self._used_N = -self._token_N  # common tokens shall stay
+
+    @property
+    def kept(self) -> set[int]:
+        """Tokens whose rows are kept."""
+        return set(self._token_N.tolist())
 
     @torch.inference_mode()
     def _biases(self, tokens: Tensor) -> Tensor:
@@ -48,26 +60,67 @@ class Transitions:
 
     def after(self, ids_R: Tensor) -> Tensor:
         """Biases [R, V] of the slot after each token; read only, and valid until the next call."""
-        ids = ids_R.tolist()
-        missing = []
-        for token in dict.fromkeys(ids):
-            if token in self._place:
-                self._place.move_to_end(token)
-            else:
-                missing.append(token)
-        if missing and not self._keep(missing, len(set(ids))):
-            return self._biases(ids_R)
-        places = [self._place[token] for token in ids]
-        if len(places) == 1:
-            return self._rows[places[0] : places[0] + 1]
-        return self._rows[places]
+        self._turn += 1
+        places_R = self._place_X[ids_R]
+        self._used_N[places_R[places_R >= 0]] = self._turn
+        if bool((places_R < 0).any()):
+            if not self._keep(ids_R[places_R < 0].unique(), len(ids_R.unique())):
+                return self._biases(ids_R)
+            places_R = self._place_X[ids_R]
+        if len(places_R) == 1:
+            return self._rows_NV[int(places_R) :][:1]
+        return self._rows_NV[places_R]
 
-    def _keep(self, missing: list[int], needed: int) -> bool:
-        """Put rows of new tokens where unused ones lie; False where there is no room for all."""
-        if needed > len(self._rows):
+    def _keep(self, missing: Tensor, needed: int) -> bool:
+        """Put rows of new tokens where unused ones lie; False where there is no room for all.
+
+        Args:
+            needed: different tokens of this look, the missing ones included.
+        """
+        if needed > len(self._rows_NV):
             return False
-        for token, bias in zip(missing, self._biases(torch.tensor(missing)), strict=True):
-            _, place = self._place.popitem(last=False)  # never one of this call: those came last
-            self._place[token] = place
-            self._rows[place] = bias
+        places = self._used_N.topk(len(missing), largest=False).indices
+        self._place_X[self._token_N[places]] = _NOWHERE
+        self._place_X[missing], self._token_N[places] = places, missing
+        self._rows_NV[places] = self._biases(missing)
+        self._used_N[places] = self._turn
         return True
+
+    def can_follow(self, base_RKV: Tensor) -> bool:
+        """Whether `follow` serves logits like these."""
+        return (
+            base_RKV.dtype is self._rows_NV.dtype
+            and len(base_RKV) <= len(self._rows_NV)
+            and native.serves(base_RKV)
+        )
+
+    def follow(self, base_RKV: Tensor, anchors_R: Tensor) -> Tensor:
+        """Target ids [R, K + 1] of anchors and greedy blocks: the loop over slots as one call.
+
+        Args:
+            base_RKV: the drafter's logits without any bias.
+        """
+        requests, slots, _ = base_RKV.shape
+        base_RKV = base_RKV.contiguous()
+        ids_RK = torch.empty(requests, slots + 1, dtype=torch.int64)
+        ids_RK[:, 0] = anchors_R
+        done_R = torch.zeros(requests, dtype=torch.int64)
+        while True:
+            self._turn += 1
+            native.follow(base_RKV, self._words(), ids_RK, done_R)
+            open_R = done_R < slots
+            if not bool(open_R.any()):
+                return ids_RK
+            missing = ids_RK[open_R, done_R[open_R]].unique()
+            room = self._keep(missing, len(missing))
+            assert room, "more requests than rows"
+
+    def _words(self) -> native.Biases:
+        targets = None if self.target_ids is None else self.target_ids.data_ptr()
+        return native.Biases(
+            self._rows_NV.data_ptr(),
+            self._place_X.data_ptr(),
+            targets,
+            self._used_N.data_ptr(),
+            self._turn,
+        )

@@ -8,10 +8,12 @@ the kernels add to speed is that a row's numbers never depend on the rows beside
 from dspark.native.build import describe
 from dspark.native.layer import LayerParts, NativeBatch, NativeContext, NativeStack, addresses
 from dspark.native.ops import (
+    Biases,
     Packed,
     argmax,
     attend,
     can_attend,
+    follow,
     gate,
     linear,
     pack,
@@ -22,6 +24,7 @@ from dspark.native.ops import (
 )
 
 __all__ = [
+    "Biases",
     "LayerParts",
     "NativeBatch",
     "NativeContext",
@@ -32,6 +35,7 @@ __all__ = [
     "attend",
     "can_attend",
     "describe",
+    "follow",
     "gate",
     "linear",
     "pack",

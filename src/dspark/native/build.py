@@ -15,7 +15,7 @@ from pathlib import Path
 from dspark import artifacts
 
 HERE = Path(__file__).parent
-SOURCES = ("linear.cpp", "attention.cpp", "rowwise.cpp", "layer.cpp")
+SOURCES = ("linear.cpp", "attention.cpp", "rowwise.cpp", "choice.cpp", "layer.cpp")
 HEADERS = ("kernels.h", "vectors.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 SWITCH = "DSPARK_NATIVE"  # 0 leaves the kernels out

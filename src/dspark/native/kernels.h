@@ -70,6 +70,15 @@ struct Batch {
     int threads;
 };
 
+// Transition biases kept by token: rows [kept, size], where each token's row lies (-1: nowhere),
+// and when a row was last used. `target_ids` [size] is null where both vocabularies are one.
+struct Biases {
+    const void* rows;
+    const int64_t *place_of, *target_ids;
+    int64_t* used;
+    int64_t turn;
+};
+
 }  // namespace dspark
 
 extern "C" {
@@ -92,6 +101,8 @@ void dspark_rotate(int is_bf16, const void* x, long stride, const void* cos, con
                    void* y, long rows, long heads, long size, int threads);
 void dspark_argmax(int is_bf16, const void* x, long stride, const void* bias, long bias_stride,
                    int64_t* places, long rows, long size, int threads);
+void dspark_follow(int is_bf16, const void* base, const dspark::Biases* kept, int64_t* ids,
+                   int64_t* done, long requests, long slots, long size, int threads);
 int dspark_layers(const dspark::Layer* layers, long count, const dspark::Batch* batch,
                   const void* x, void* const* keys, void* const* values, void* const* outs);
 int dspark_context(const dspark::Context* context, const dspark::Batch* batch,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ _SIGNATURES = {
         [_INT, _ADDRESS, _SIZE, *[_ADDRESS] * 3, *[_SIZE] * 3, _INT],
     ),
     "dspark_argmax": (None, [_INT, *[_ADDRESS, _SIZE] * 2, _ADDRESS, *[_SIZE] * 2, _INT]),
+    "dspark_follow": (None, [_INT, *[_ADDRESS] * 4, *[_SIZE] * 3, _INT]),
     "dspark_layers": (_INT, [_ADDRESS, _SIZE, *[_ADDRESS] * 5]),
     "dspark_context": (_INT, [_ADDRESS] * 5),
     "dspark_spent": (None, [_ADDRESS]),
@@ -171,10 +172,11 @@ def _heads_together(x_THP: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension, scaled; worked out in float32."""
+    size = x.shape[-1]
     assert weight.dtype is x.dtype
+    assert weight.shape == (size,)
     x = x.contiguous()
     y = torch.empty_like(x)
-    size = x.shape[-1]
     kernels().dspark_norm(
         DTYPES[x.dtype],
         x.data_ptr(),
@@ -249,6 +251,43 @@ def argmax(x_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
         torch.get_num_threads(),
     )
     return places_N
+
+
+class Biases(ctypes.Structure):
+    """``kernels.h``, Biases."""
+
+    _fields_: ClassVar[list[tuple[str, type[Any]]]] = [
+        *((name, ctypes.c_void_p) for name in ("rows", "place_of", "target_ids", "used")),
+        ("turn", ctypes.c_int64),
+    ]
+
+
+def follow(base_RKV: Tensor, biases: Biases, ids_RK: Tensor, done_R: Tensor) -> None:
+    """Go on with greedy blocks, each token's logits with the bias of the one before it.
+
+    A block stops at a token whose bias is not kept: `done_R` tells how far each has come.
+
+    Args:
+        base_RKV: logits without any bias.
+        biases: kept ones, of the same type.
+        ids_RK: [R, K + 1] target ids, the anchors first; filled in place.
+        done_R: slots that have a token; raised in place.
+    """
+    requests, slots, size = base_RKV.shape
+    assert base_RKV.is_contiguous()
+    assert ids_RK.shape == (requests, slots + 1)
+    assert ids_RK.is_contiguous()
+    kernels().dspark_follow(
+        DTYPES[base_RKV.dtype],
+        base_RKV.data_ptr(),
+        ctypes.byref(biases),
+        ids_RK.data_ptr(),
+        done_R.data_ptr(),
+        requests,
+        slots,
+        size,
+        torch.get_num_threads(),
+    )
 
 
 def spent() -> dict[str, float]:

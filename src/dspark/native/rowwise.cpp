@@ -50,42 +50,6 @@ void rotate(const T* x, const T* cos, const T* sin, T* y, long half) {
     }
 }
 
-template <class T>
-inline floats plus(const T* x, const T* bias, long at, long count) {
-    const floats v = load_some(x + at, count);
-    return bias ? v + load_some(bias + at, count) : v;
-}
-
-// Place of the first largest number; -1 where one is not a number or none is finite.
-template <class T>
-int64_t first_largest(const T* x, const T* bias, long size) {
-    floats top = all(-INFINITY);
-    ints wrong = {};
-    for (long i = 0; i + LANES <= size; i += LANES) {
-        const floats v = plus(x, bias, i, LANES);
-        top = largest(v, top);
-        wrong |= v != v;
-    }
-    float highest = -INFINITY;
-    bool fine = true;
-    for (long i = size / LANES * LANES; i < size; i++) {
-        const float v = plus(x, bias, i, 1)[0];
-        highest = v > highest ? v : highest;
-        fine = fine && v == v;
-    }
-    for (int lane = 0; lane < LANES; lane++) {
-        highest = top[lane] > highest ? top[lane] : highest;
-        fine = fine && !wrong[lane];
-    }
-    if (!fine || std::isinf(highest)) return -1;
-    for (long i = 0; i < size; i += LANES) {
-        const ints same = plus(x, bias, i, size - i) == highest;
-        for (long lane = 0; lane < LANES && i + lane < size; lane++)
-            if (same[lane]) return i + lane;
-    }
-    return -1;
-}
-
 }  // namespace
 }  // namespace dspark
 
@@ -134,23 +98,6 @@ extern "C" void dspark_rotate(int is_bf16, const void* x, long stride, const voi
                        static_cast<const T*>(cos) + row * size,
                        static_cast<const T*>(sin) + row * size,
                        static_cast<T*>(y) + (row * heads + head) * size, size / 2);
-    });
-}
-
-// x and bias [rows, size], strided by row, bias may be null; places [rows] of the first largest sum
-// of each row, -1 where there is none.
-extern "C" void dspark_argmax(int is_bf16, const void* x, long stride, const void* bias,
-                              long bias_stride, int64_t* places, long rows, long size,
-                              int threads) {
-    const Clock clock(Kind::choice);
-    if (rows * size < SMALL) threads = 1;
-    dispatch(is_bf16, [&](auto type) {
-        using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-        for (long row = 0; row < rows; row++)
-            places[row] = first_largest(
-                static_cast<const T*>(x) + row * stride,
-                bias ? static_cast<const T*>(bias) + row * bias_stride : nullptr, size);
     });
 }
 
