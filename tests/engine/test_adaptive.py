@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
+from dspark.engine import adaptive
 from dspark.engine.adaptive import (
     ADAPTIVE,
     PROBE_EVERY,
@@ -269,6 +270,27 @@ def test_hopeless_requests_are_not_drafted_but_probed(kind: Any) -> None:
     bad.rounds = bad.rounds + [record(K, 3, 3)] * MEMORY
     assert policy.wants(present)[2] is True  # it came back
     assert young.rounds == []
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_nothing_is_probed_where_no_draft_could_pay(kind: Any) -> None:
+    """Each row costs as much as the first: even a draft that always holds brings nothing."""
+    policy = kind(tables(row_ms=10), K)
+    present = batch(GREEDY, GREEDY)
+    asked = [policy.wants(present) for _ in range(2 * PROBE_EVERY)]
+    assert not any(map(any, asked))
+    assert policy.wants(batch(GREEDY, SEEDED)) == [False, True]  # a fixed length is kept
+
+
+def test_drafts_must_pay_by_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    pays = lambda: Causal(tables(), K).wants(batch()) == [True]  # noqa: E731
+    mean_K = [UNKNOWN_ACCEPTANCE ** (k + 1) for k in range(K)]
+    rates = [(1 + sum(mean_K[:k])) / (0.012 + 0.001 * k) for k in range(1, K + 1)]
+    gain = max(rates) * 0.010 - 1
+    monkeypatch.setattr(adaptive, "MARGIN", gain - 0.001)
+    assert pays()
+    monkeypatch.setattr(adaptive, "MARGIN", gain + 0.001)
+    assert not pays()
 
 
 def test_the_past_scales_what_is_expected() -> None:

@@ -14,6 +14,7 @@ import pytest
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine.adaptive import (
     ADAPTIVE,
+    MARGIN,
     MOST_TOKENS,
     PROBE_EVERY,
     SMOOTHING,
@@ -103,13 +104,19 @@ class Literal:
         order = np.argsort(-np.array(expected).sum(1), kind="stable")
         total = len(requests)
         verify_s = self.times(batch.prefill_rows + total, batch.prefill_rows, total)
-        thetas = {0: total / verify_s[0]}
-        for number in {min(2**i, total) for i in range(8)}:
-            ahead = np.array(expected)[order[:number]]
-            thetas[number] = self.best(ahead, number, total, verify_s)[2]
-        best = set(order[: max(thetas, key=lambda number: thetas[number])].tolist())
+        best = set(order[: self.number(np.array(expected)[order], verify_s)].tolist())
+        perfect = self.number(np.ones((total, K)), verify_s)
+        probe = turn % PROBE_EVERY == 0 and perfect > 0
         always = [keeps_length(request) for request in requests]
-        return [r in best or always[r] or turn % PROBE_EVERY == 0 for r in range(total)]
+        return [r in best or always[r] or probe for r in range(total)]
+
+    def number(self, ahead: Any, verify_s: Any) -> int:
+        """How many of the requests, the most promising first, to draft."""
+        total = len(ahead)
+        thetas = {0: (1 + MARGIN) * total / verify_s[0]}
+        for number in {min(2**i, total) for i in range(8)}:
+            thetas[number] = self.best(ahead[:number], number, total, verify_s)[2]
+        return max(thetas, key=lambda number: thetas[number])
 
     def best(
         self, ahead: Any, drafted: int, committed: float, verify_s: Any, whole: bool = False

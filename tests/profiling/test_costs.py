@@ -36,13 +36,15 @@ def test_short_blocks_stay_below_the_whole_one() -> None:
 
 
 def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen, undrafted = [], []
     plain = Runner.verify
 
     def verify(self: Runner, batch: Any, drafts: Any, plan: Any) -> Any:
         if batch.decode:
             assert {r.anchor_pos for r in batch.decode} == {20}
             seen.append(plan.batch_tokens)
+            if drafts is None:
+                undrafted.append(plan.verify_len)
         return plain(self, batch, drafts, plan)
 
     drafted = set()
@@ -66,17 +68,18 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
         repeats=2,
         on_repeat=lambda done, all_: told.append(done),
     )
-    expected = {1, 2, 3, 4, 6, 8, 16}  # one and two requests by 1 to 4 rows, four by 1, 2, 4
+    expected = {1, 2, 3, 4, 6, 8, 12, 16}  # of each request 1 to 4 rows
     assert [(n, [size for size, _ in points]) for n, points in table.of_requests] == [
         (1, [1, 2, 3, 4]),
         (2, [2, 4, 6, 8]),
-        (4, [4, 8, 16]),
+        (4, [4, 8, 12, 16]),
     ]
     assert {size for size, _ in table.verify} == expected == set(seen)
     assert [size for size, _ in table.draft] == [1, 2, 4]
     assert (table.block, [slots for slots, _ in table.short]) == (3, [1, 2])
     assert all([size for size, _ in points] == [1, 2, 4] for _, points in table.short)
     assert drafted == {(requests, slots) for requests in (1, 2, 4) for slots in (1, 2, 3)}
+    assert set(undrafted) == {(0,), (0, 0), (0, 0, 0, 0)}  # steps that draft nothing, as they are
     assert told == [0, 1, 2]
     assert (table.key, table.context) == (KEY, 20)
 

@@ -126,7 +126,10 @@ def best_block(
 
 
 def worth_drafting(
-    survival_RK: Sequence[Floats], draft_s_R: Sequence[DraftTimes], verify_s_B: Floats
+    survival_RK: Sequence[Floats],
+    draft_s_R: Sequence[DraftTimes],
+    verify_s_B: Floats,
+    margin: float = 0.0,
 ) -> list[bool]:
     """Which requests to draft at all, from the survival that their past rounds let expect.
 
@@ -138,11 +141,12 @@ def worth_drafting(
         survival_RK: expected of each request.
         draft_s_R: times of drafting for 0, 1, … R requests; those of 0 are not looked at.
         verify_s_B: seconds of the target's forward with 0, 1, … draft tokens in the batch.
+        margin: share by which drafts must raise Θ over a step without any.
     """
     count = len(survival_RK)
     order = sorted(range(count), key=lambda r: -sum(survival_RK[r]))
     plain = count / verify_s_B[0]
-    best, most = 0, plain
+    best, most = 0, plain * (1 + margin)
     # What drafts can bring at most, beyond what their rows cost at least. Where that does not make
     # up for drafting, no block of so many does, and there is nothing to search.
     row_s = min(((s - verify_s_B[0]) / n for n, s in enumerate(verify_s_B) if n), default=0.0)
