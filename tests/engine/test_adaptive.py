@@ -282,6 +282,20 @@ def test_nothing_is_probed_where_no_draft_could_pay(kind: Any) -> None:
     assert policy.wants(batch(GREEDY, SEEDED)) == [False, True]  # a fixed length is kept
 
 
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize(("spare_ms", "slots"), [(0.05, 3), (0.5, 2)])
+def test_a_spare_slot_is_drafted_where_it_costs_next_to_nothing(
+    kind: Any, spare_ms: float, slots: int
+) -> None:
+    """Two slots pay for each of two requests."""
+    entry = CalibrationEntry(0.0, 1.0, 0, (1.0,) * K, (0.9, 0.8, 0.05, 0.01))
+    calibration = CalibrationTable("d", "dspark", K, "t", (entry,))
+    short = tuple((n, rising([(1, 0.002 + (n - 2) * spare_ms / 1000)])) for n in (2, 3))
+    cost = replace(tables().cost, block=K, short=((1, rising([(1, 0.002)])), *short))
+    cost = replace(cost, draft=rising([(1, 0.004)]))
+    assert kind(PolicyTables(cost, calibration), K).steps(batch(GREEDY, GREEDY)) == slots
+
+
 def test_drafts_must_pay_by_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     pays = lambda: Causal(tables(), K).wants(batch()) == [True]  # noqa: E731
     mean_K = [UNKNOWN_ACCEPTANCE ** (k + 1) for k in range(K)]

@@ -18,7 +18,7 @@ from dspark.engine.adaptive import (
     MOST_TOKENS,
     PROBE_EVERY,
     SMOOTHING,
-    SPARE_SLOTS,
+    SPARE_SHARE,
     Adaptive,
     PolicyTables,
 )
@@ -139,8 +139,10 @@ class Literal:
             return K
         ahead = np.array([self.ahead(request) for request in batch.decode])
         slots, count, _ = self.best(ahead, len(free), committed, verify_s)
+        now, after = (self.tables.cost.draft_s(len(free), n) for n in (slots, slots + 1))
+        cheap = slots < K and after - now <= SPARE_SHARE * (now + verify_s[count])
         most = count if self.name == "pipelined" else K
-        return max(min(slots + SPARE_SLOTS, most, K), 1)
+        return max(min(slots + cheap, most), 1)
 
     def ahead(self, request: Request) -> Any:
         """Survival as the past has it."""

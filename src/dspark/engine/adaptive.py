@@ -36,9 +36,9 @@ PROBE_EVERY = 64
 # Share by which drafts must raise Θ over a step without any. A round with drafts takes longer than
 # drafting and verifying: choosing what to verify alone is 2 % of a round of 8 users.
 MARGIN = 0.03
-# Slots drafted beyond those expected to pay: room for a draft that is surer than expected. A
-# choice, not measured under load.
-SPARE_SLOTS = 1
+# A slot beyond those expected to pay is drafted, as room for a draft that is surer than expected,
+# where it adds no more than this share to the round.
+SPARE_SHARE = 0.01
 # Weight of the newest confidences in the moving average that capacity is computed from.
 SMOOTHING = 0.3
 
@@ -136,6 +136,14 @@ class Adaptive(Policy):
         requests = len(frame.lengths_R)
         times = self._draft_times_to(requests)[requests]
         return times if len(frame.free) == requests else times[-1:]
+
+    def _with_spare(self, best: admission.Block, frame: Frame) -> int:
+        """Slots to draft: those that pay, and one more where it costs next to nothing."""
+        times = dict(self._draft_times(frame))
+        now_s, round_s = times[best.slots], times[best.slots] + frame.verify_s_B[best.count]
+        spare_s = times.get(best.slots + 1)
+        spare = spare_s is not None and spare_s - now_s <= SPARE_SHARE * round_s
+        return best.slots + spare
 
     def _verify_times(self, rows: int, prompts: int, drafted: int, requests: int) -> list[float]:
         """Seconds of the target's forward with 0, 1, … draft tokens, less what the prompts take.
@@ -261,7 +269,7 @@ class Causal(Adaptive):
         best = admission.best_block(
             expected_RK, self._draft_times(frame), frame.verify_s_B, frame.committed
         )
-        return min(best.slots + SPARE_SLOTS, self.draft_len)
+        return self._with_spare(best, frame)
 
     def admit(
         self, requests: Sequence[Request], survival_RK: Sequence[Floats], frame: Frame
@@ -300,7 +308,7 @@ class Pipelined(Adaptive):
         self._average = {i: sure_K for i, sure_K in self._average.items() if i in present}
         if len(frame.free) < len(batch.decode):
             return self.draft_len
-        return max(min(best.slots + SPARE_SLOTS, best.count, self.draft_len), 1)
+        return max(min(self._with_spare(best, frame), best.count), 1)
 
     def _best(self, requests: Sequence[Request], frame: Frame) -> admission.Block:
         sure_RK = [self._known(request, self._past[0]) for request in requests]
