@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +28,10 @@ from dspark.cli.common import (
 from dspark.cli.serve import FIXED_LENGTH
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from dspark.models.drafter import Drafter
+    from dspark.server.bench import Load
 
 
 def command(
@@ -62,14 +67,7 @@ def command(
     """
     if json_file is not None:
         check_writable(json_file)
-    try:
-        from dspark.server import bench
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Serving needs packages that are not installed",
-            found=f"no {error.name}",
-            fix="Install them with: pip install 'dspark[serve]'",
-        ) from error
+    bench = _bench()
     import torch
 
     from dspark.artifacts import provenance, write_artifact
@@ -78,9 +76,7 @@ def command(
 
     conversations = [prompt.messages for prompt in spread_prompts(data)]
     model, draft_model = load_models(target, drafter, dtype, threads)
-    if policy is None:
-        block = 0 if draft_model is None else draft_model.config.block_size
-        policy = f"fixed:{min(FIXED_LENGTH, block)}" if block else "off"
+    policy = policy or _default_policy(draft_model)
     tables = load_tables(policy, model, drafter)
     longest = max(len(model.encode_messages(messages)) for messages in conversations)
     bare, served = (
@@ -96,13 +92,8 @@ def command(
     )
     load = bench.Load(users, max_new_tokens, seconds, slice_s, seed)
     calibration = None if tables is None else tables.calibration
-    with passing_bar() as bar:
-        task = bar.add_task("starting", total=load.pairs)
-
-        def show(done: int, all_: int) -> None:
-            bar.update(task, completed=done, description=f"{users} users, pair {done}/{all_}")
-
-        found = bench.run(bare, served, conversations, load, calibration, show)
+    with _Bar(load) as bar:
+        found = bench.run(bare, served, conversations, load, calibration, bar.show)
     for line in lines(found):
         print(line)
     if json_file is not None:
@@ -122,6 +113,48 @@ def command(
             **found,
         }
         write_artifact(json_file, bench.SCHEMA, facts, record)
+
+
+def _bench() -> ModuleType:
+    """The module that measures; it needs the packages of the server.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    try:
+        from dspark.server import bench
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "Serving needs packages that are not installed",
+            found=f"no {error.name}",
+            fix="Install them with: pip install 'dspark[serve]'",
+        ) from error
+    return bench
+
+
+def _default_policy(drafter: Drafter | None) -> str:
+    block = 0 if drafter is None else drafter.config.block_size
+    return f"fixed:{min(FIXED_LENGTH, block)}" if block else "off"
+
+
+class _Bar:
+    """Progress over pairs of turns."""
+
+    def __init__(self, load: Load) -> None:
+        self.load, self.bar = load, passing_bar()
+        self.task = self.bar.add_task("starting", total=load.pairs)
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, done: int, all_: int) -> None:
+        """The state after a pair."""
+        text = f"{self.load.users} users, pair {done}/{all_}"
+        self.bar.update(self.task, completed=done, description=text)
 
 
 def lines(found: dict[str, Any]) -> list[str]:
