@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine import adaptive
-from dspark.engine.adaptive import (
-    ADAPTIVE,
-    PROBE_EVERY,
-    Causal,
-    Pipelined,
-    PolicyTables,
-)
+from dspark.engine.adaptive import PROBE_EVERY, PolicyTables
+from dspark.engine.adaptive_policies import ADAPTIVE, Causal, Pipelined
 from dspark.engine.scheduler import parse_policy
 from dspark.engine.survival import MEMORY, PRIOR, UNKNOWN_ACCEPTANCE
 from dspark.errors import ConfigError

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from dspark.core import Batch, Request
-from dspark.engine.adaptive import Causal, Pipelined, PolicyTables
+from dspark.engine.adaptive import PolicyTables
+from dspark.engine.adaptive_policies import Causal, Pipelined
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.maths import admission

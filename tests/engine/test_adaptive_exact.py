@@ -13,15 +13,14 @@ import pytest
 
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine.adaptive import (
-    ADAPTIVE,
     MARGIN,
     MOST_TOKENS,
     PROBE_EVERY,
-    SMOOTHING,
     SPARE_SHARE,
     Adaptive,
     PolicyTables,
 )
+from dspark.engine.adaptive_policies import ADAPTIVE, SMOOTHING
 from dspark.engine.survival import MEMORY, PRIOR, UNKNOWN_ACCEPTANCE
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 from dspark.tables.cost import CostKey, CostTable, envelope, rising

@@ -205,7 +205,8 @@ def load_tables(policy: str | None, target: Any, drafter: str) -> PolicyTables |
         ConfigError: nobody measured this machine with these models.
         IncompatibleDrafterError: a table belongs to something else.
     """
-    from dspark.engine.adaptive import ADAPTIVE, PolicyTables
+    from dspark.engine.adaptive import PolicyTables
+    from dspark.engine.adaptive_policies import ADAPTIVE
     from dspark.profiling.costs import cost_key, default_path
     from dspark.tables.calibration import FILE, CalibrationTable
     from dspark.tables.cost import CostTable

@@ -6,7 +6,8 @@ import re
 from dataclasses import replace
 
 from dspark.core import Batch, DraftBlock, VerifyPlan
-from dspark.engine.adaptive import ADAPTIVE, PolicyTables
+from dspark.engine.adaptive import PolicyTables
+from dspark.engine.adaptive_policies import ADAPTIVE
 from dspark.engine.policies import Fixed, Off, Policy, Threshold
 from dspark.errors import ConfigError
 

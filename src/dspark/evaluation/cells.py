@@ -17,7 +17,8 @@ from dspark import __version__
 from dspark.artifacts import sha256_file
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
-from dspark.engine.adaptive import ADAPTIVE, PolicyTables
+from dspark.engine.adaptive import PolicyTables
+from dspark.engine.adaptive_policies import ADAPTIVE
 from dspark.engine.policies import Policy
 from dspark.engine.scheduler import parse_policy
 from dspark.errors import ConfigError, DataError, RequestError

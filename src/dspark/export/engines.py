@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dspark.engine.adaptive import ADAPTIVE
+from dspark.engine.adaptive_policies import ADAPTIVE
 from dspark.engine.policies import Threshold
 from dspark.engine.scheduler import parse_policy
 from dspark.errors import ConfigError, IncompatibleDrafterError
