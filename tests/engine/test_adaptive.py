@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine import adaptive
-from dspark.engine.adaptive import PROBE_EVERY, PolicyTables
+from dspark.engine.adaptive import HOLD, PROBE_EVERY, PolicyTables
 from dspark.engine.adaptive_policies import ADAPTIVE, Causal, Pipelined
 from dspark.engine.scheduler import parse_policy
 from dspark.engine.survival import MEMORY, PRIOR, UNKNOWN_ACCEPTANCE
@@ -184,7 +184,8 @@ def test_slots_follow_the_past_alone(kind: Any) -> None:
     found = []
     for accepted in (0, K):
         present.decode[0].rounds += [record(K, K, accepted)] * 30
-        policy.wants(present)
+        for _ in range(HOLD):  # until the choice before no longer stands
+            policy.wants(present)
         steps = policy.steps(present)
         assert policy.steps(present) == steps
         found.append(steps)
@@ -263,6 +264,8 @@ def test_hopeless_requests_are_not_drafted_but_probed(kind: Any) -> None:
     assert policy.wants(present)[2] is True  # a probe, of all in the same step
     assert policy.wants(present)[2] is False
     bad.rounds = bad.rounds + [record(K, 3, 3)] * MEMORY
+    for _ in range(HOLD - 1):
+        assert policy.wants(present)[2] is False  # the last choice stands
     assert policy.wants(present)[2] is True  # it came back
     assert young.rounds == []
 
@@ -274,7 +277,7 @@ def test_nothing_is_probed_where_no_draft_could_pay(kind: Any) -> None:
     present = batch(GREEDY, GREEDY)
     asked = [policy.wants(present) for _ in range(2 * PROBE_EVERY)]
     assert not any(map(any, asked))
-    assert policy.wants(batch(GREEDY, SEEDED)) == [False, True]  # a fixed length is kept
+    assert policy.wants(batch(GREEDY, GREEDY, SEEDED)) == [False, False, True]  # a length is kept
 
 
 @pytest.mark.parametrize("kind", [Causal, Pipelined])
@@ -300,6 +303,18 @@ def test_drafts_must_pay_by_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pays()
     monkeypatch.setattr(adaptive, "MARGIN", gain + 0.001)
     assert not pays()
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_a_choice_stands_for_the_same_requests_only(kind: Any) -> None:
+    policy, requests = kind(tables(), K), batch(GREEDY, GREEDY).decode
+    first, second = requests
+    assert policy.wants(Batch([], [first])) == [True]
+    first.rounds = [record(K, K, 0)] * 60
+    assert policy.wants(Batch([], [first])) == [True]  # it stands
+    assert policy.wants(Batch([], [first, second])) == [False, False]  # for one it does not pay
+    assert policy.wants(Batch([], [second])) == [True]
+    assert policy.wants(Batch([], [first])) == [False]
 
 
 def test_the_past_scales_what_is_expected() -> None:

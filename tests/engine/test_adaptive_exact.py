@@ -13,6 +13,7 @@ import pytest
 
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
 from dspark.engine.adaptive import (
+    HOLD,
     MARGIN,
     MOST_TOKENS,
     PROBE_EVERY,
@@ -60,13 +61,17 @@ class Literal:
 
     Attributes:
         seen: of each step with drafts, the conditional confidences of each free request by id.
-        expected: survival by the past of each request, as the last `wants` found it.
+        expected: survival by the past of each request, as the last `choose` found it.
+        alone_s: seconds without a draft of anyone, and with 1, 2, … draft tokens, as it found them.
+        held: ids of requests, the turn up to which a choice stands for them, and the choice.
     """
 
     name: str
     tables: PolicyTables
     seen: list[dict[int, Any]] = field(default_factory=list)
     expected: dict[int, Any] = field(default_factory=dict)
+    alone_s: Any = None
+    held: tuple[list[int], int, list[bool]] = ([], 0, [])
 
     def verify_s(self, requests: int) -> Any:
         seconds = self.tables.cost.verify_s(MOST_TOKENS, requests)
@@ -89,6 +94,16 @@ class Literal:
         )
 
     def wants(self, batch: Batch, turn: int) -> list[bool]:
+        ids, held_ids = [r.id for r in batch.decode], self.held[0]
+        if turn % PROBE_EVERY and ids == held_ids and turn < self.held[1]:
+            return self.held[2]
+        self.held = ids, turn + HOLD, self.choose(batch)
+        if turn % PROBE_EVERY == 0 and self.number(np.ones((len(ids), K)), self.alone_s):
+            self.held = ids, 0, self.held[2]
+            return [True] * len(ids)
+        return self.held[2]
+
+    def choose(self, batch: Batch) -> list[bool]:
         requests, expected = batch.decode, []
         for request in requests:
             promised = accepted = 0.0
@@ -102,12 +117,9 @@ class Literal:
         self.expected = {r.id: a for r, a in zip(requests, expected, strict=True)}
         order = np.argsort(-np.array(expected).sum(1), kind="stable")
         total = len(requests)
-        verify_s = self.times(batch.prefill_rows + total, batch.prefill_rows, total)
-        best = set(order[: self.number(np.array(expected)[order], verify_s)].tolist())
-        perfect = self.number(np.ones((total, K)), verify_s)
-        probe = turn % PROBE_EVERY == 0 and perfect > 0
-        always = [keeps_length(request) for request in requests]
-        return [r in best or always[r] or probe for r in range(total)]
+        self.alone_s = self.times(batch.prefill_rows + total, batch.prefill_rows, total)
+        best = set(order[: self.number(np.array(expected)[order], self.alone_s)].tolist())
+        return [r in best or keeps_length(requests[r]) for r in range(total)]
 
     def number(self, ahead: Any, verify_s: Any) -> int:
         """How many of the requests, the most promising first, to draft."""

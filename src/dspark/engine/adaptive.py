@@ -30,6 +30,9 @@ MOST_TOKENS = 4096  # of a batch; round times are laid out up to here
 # Steps from probe to probe. All requests are probed in the same step, which costs less than each
 # at a time of its own: drafting for many takes little longer than for a few.
 PROBE_EVERY = 64
+# Steps that a choice of whom to draft stands for while the same requests run: what is expected of
+# them moves slowly, and choosing takes as long as all else a policy does.
+HOLD = 4
 # Share by which drafts must raise Θ over a step without any. A round with drafts takes longer than
 # drafting and verifying: choosing what to verify alone is 2 % of a round of 8 users.
 MARGIN = 0.03
@@ -67,6 +70,9 @@ class Adaptive(Policy):
         self._evidence: dict[int, Evidence] = {}
         self._expected_K: dict[int, Floats] = {}
         self._turns = 0
+        # The choice that stands: of which requests, up to which turn, and whom to draft.
+        self._held_ids: list[int] = []
+        self._held_until, self._held = 0, list[bool]()
 
     def use_calibration(self, table: CalibrationTable) -> None:
         """Trust another table from the next step on; call it between steps.
@@ -83,7 +89,11 @@ class Adaptive(Policy):
         made where not even drafts that always hold would pay. A request that keeps its length is
         always drafted.
         """
-        requests = batch.decode
+        requests, ids = batch.decode, [request.id for request in batch.decode]
+        self._turns += 1
+        probe = self._turns % PROBE_EVERY == 0
+        if not probe and ids == self._held_ids and self._turns < self._held_until:
+            return self._held
         count, prompts = len(requests), batch.prefill_rows
         draft_s_R = self._draft_times_to(count)
         verify_s_B = self._verify_times(prompts + count, prompts, count, count)
@@ -91,13 +101,15 @@ class Adaptive(Policy):
             survival_RK, draft_s_R, verify_s_B, MARGIN
         )
         wanted_R = pays(self._expected(requests))
-        self._turns += 1
-        if self._turns % PROBE_EVERY == 0 and any(pays([[1.0] * self.draft_len] * count)):
-            return [True] * count
-        return [
+        self._held_ids, self._held_until = ids, self._turns + HOLD
+        self._held = [
             wanted or _keeps_length(request.params)
             for request, wanted in zip(requests, wanted_R, strict=True)
         ]
+        if probe and any(pays([[1.0] * self.draft_len] * count)):
+            self._held_until = 0  # what it shows counts from the next step on
+            return [True] * count
+        return self._held
 
     def _expected(self, requests: Sequence[Request]) -> list[Floats]:
         """Survival [R, K] as each request's past rounds have it: the mean one, scaled."""

@@ -28,8 +28,18 @@ class Causal(Adaptive):
     def _laid_out(self, cost: CostTable, requests: int) -> list[float]:
         return envelope(cost.verify_s(MOST_TOKENS, requests)).tolist()
 
+    def __init__(self, tables: PolicyTables, block_size: int) -> None:
+        super().__init__(tables, block_size)
+        self._slots: tuple[tuple[int, ...], int] = ((), 0)  # drafted last, in which situation
+
     def steps(self, batch: Batch) -> int:
         """As many slots as pay by what the past rounds of the batch let expect, and a spare."""
+        situation = (self._held_until, len(batch.decode), batch.other_rows, batch.prefill_rows)
+        if not self._held_until or self._slots[0] != situation:
+            self._slots = situation, self._choose_slots(batch)
+        return self._slots[1]
+
+    def _choose_slots(self, batch: Batch) -> int:
         frame = self._frame(batch)
         requests = [batch.decode[r] for r in frame.free]
         expected_RK = [
