@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,9 +23,9 @@ from dspark.cli.common import (
     load_models,
     load_tables,
     passing_bar,
+    serving_packages,
 )
 from dspark.cli.serve import FIXED_LENGTH
-from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -67,7 +66,8 @@ def command(
     """
     if json_file is not None:
         check_writable(json_file)
-    bench = _bench()
+    with serving_packages():
+        from dspark.server import bench
     import torch
 
     from dspark.artifacts import provenance, write_artifact
@@ -113,23 +113,6 @@ def command(
             **found,
         }
         write_artifact(json_file, bench.SCHEMA, facts, record)
-
-
-def _bench() -> ModuleType:
-    """The module that measures; it needs the packages of the server.
-
-    Raises:
-        ConfigError: one is not installed.
-    """
-    try:
-        from dspark.server import bench
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Serving needs packages that are not installed",
-            found=f"no {error.name}",
-            fix="Install them with: pip install 'dspark[serve]'",
-        ) from error
-    return bench
 
 
 def _default_policy(drafter: Drafter | None) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -135,6 +136,23 @@ def _named_drafter(text: str, target: str) -> tuple[str | None, Path]:
     if folder is None:
         raise ConfigError("There is nothing to judge without a drafter", fix="Name a drafter")
     return label or None, folder
+
+
+@contextmanager
+def serving_packages() -> Iterator[None]:
+    """Around imports of the server, whose packages not everybody installs.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "Serving needs packages that are not installed",
+            found=f"no {error.name}",
+            fix="Install them with: pip install 'dspark[serve]'",
+        ) from error
 
 
 def check_writable(path: Path) -> None:

@@ -20,6 +20,7 @@ from dspark.cli.common import (
     find_drafter,
     load_models,
     load_tables,
+    serving_packages,
 )
 from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
 from dspark.errors import ConfigError
@@ -121,14 +122,8 @@ def command(
     if engine is not None:
         return serve_elsewhere(ctx)
     refuse_strays(ctx)
-    try:
+    with serving_packages():
         from dspark.server.run import Server, bind, url_of
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "Serving needs packages that are not installed",
-            found=f"no {error.name}",
-            fix="Install them with: pip install 'dspark[serve]'",
-        ) from error
     from dspark.engine.engine import Engine
     from dspark.models.target import portable_name
     from dspark.server.app import create_app
