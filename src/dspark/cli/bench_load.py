@@ -197,7 +197,7 @@ def _others(named: Sequence[str], target: Target) -> list[_Way]:
         ConfigError: one is not of that form, or without a drafter.
         CheckpointError, IncompatibleDrafterError: see ``load_drafter``.
     """
-    from dspark.models.checkpoint import load_drafter
+    from dspark.models.checkpoint import drafting_dtype, load_drafter
 
     ways = []
     for text in named:
@@ -207,7 +207,7 @@ def _others(named: Sequence[str], target: Target) -> list[_Way]:
             raise ConfigError(
                 "--against takes a drafter and a policy", found=text, fix="Write mtp=fixed:1"
             )
-        model = load_drafter(folder, target)
+        model = load_drafter(folder, target, dtype=drafting_dtype(target))
         ways.append(_Way(drafter, policy, model, load_tables(policy, target, drafter)))
     return ways
 

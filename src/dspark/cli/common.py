@@ -202,7 +202,7 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
     """
     import torch
 
-    from dspark.models.checkpoint import load_drafter
+    from dspark.models.checkpoint import drafting_dtype, load_drafter
     from dspark.models.target import load_target
 
     if threads:
@@ -211,7 +211,9 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
         resolve_target(target)  # a wrong target is the first thing to hear about
     folder = find_drafter(drafter, target)
     model = load_target(target, dtype, best_device())
-    return model, None if folder is None else load_drafter(folder, model)
+    if folder is None:
+        return model, None
+    return model, load_drafter(folder, model, dtype=drafting_dtype(model))
 
 
 def load_tables(policy: str | None, target: Any, drafter: str) -> PolicyTables | None:

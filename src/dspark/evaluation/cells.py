@@ -23,7 +23,7 @@ from dspark.engine.policies import Policy
 from dspark.engine.scheduler import parse_policy
 from dspark.errors import ConfigError, DataError, RequestError
 from dspark.evaluation.trace import Key
-from dspark.models.checkpoint import CONFIG, WEIGHTS, load_drafter
+from dspark.models.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
 from dspark.models.drafter import Drafter
 from dspark.models.registry import make_drafter
 from dspark.models.target import Target, portable_name
@@ -136,7 +136,7 @@ def load_contender(
     Raises:
         CheckpointError, IncompatibleDrafterError: see `load_drafter`.
     """
-    drafter = load_drafter(folder, target)
+    drafter = load_drafter(folder, target, dtype=drafting_dtype(target))
     with torch.device("meta"):  # packed for inference, a drafter no longer holds parameters
         bare = make_drafter(drafter.config)
     return Contender(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dspark import native
 from dspark.artifacts import atomic_folder
 from dspark.errors import CheckpointError, IncompatibleDrafterError
 from dspark.models.checkpoint_config import config_from_json, config_to_json
@@ -141,11 +142,14 @@ def check_shared(tensors: dict[str, Tensor], target: Target, d2t: Tensor | None)
             )
 
 
-def load_drafter(folder: str | Path, target: Target, *, pack: bool = True) -> Drafter:
-    """A drafter ready to draft for ``target``, in the target's dtype and on its device.
+def load_drafter(
+    folder: str | Path, target: Target, *, pack: bool = True, dtype: torch.dtype | None = None
+) -> Drafter:
+    """A drafter ready to draft for ``target``, on its device.
 
     Args:
         pack: lay the weights out for inference; training wants False.
+        dtype: of weights and arithmetic, with `pack`; by default the target's.
 
     Raises:
         CheckpointError: for damaged or foreign files.
@@ -154,13 +158,23 @@ def load_drafter(folder: str | Path, target: Target, *, pack: bool = True) -> Dr
     config, tensors = read_checkpoint(folder)
     drafter = make_drafter(config)
     load_state(drafter, tensors, str(folder))
-    drafter.to(device=target.device, dtype=target.dtype if pack else None)
+    drafter.to(device=target.device, dtype=(dtype or target.dtype) if pack else None)
     drafter.bind(target)
     check_shared(tensors, target, drafter.d2t)
     if pack:
         drafter.eval().requires_grad_(False)
         pack_linears(drafter)
     return drafter
+
+
+def drafting_dtype(target: Target) -> torch.dtype:
+    """What to draft in: bfloat16 for a float32 target too, where our kernels have instructions
+    for it. Drafts are guesses, and half the bytes take half the time to read.
+    """
+    lighter = target.dtype is torch.float32 and target.device.type == "cpu"
+    if lighter and native.describe() == "ready" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return target.dtype
 
 
 def load_standalone(folder: str | Path) -> Drafter:

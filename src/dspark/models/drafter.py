@@ -168,13 +168,14 @@ class Drafter(nn.Module, ABC):
                 fix="Run it with --drafter none",
             )
         spec = target.spec
-        device = self.device
-        embedding = target.embedding_weight.to(device)
-        self.bind_weights(
-            SharedWeights(
-                embedding, target.head_weight, self.d2t, spec.embed_scale, spec.logit_softcap
-            )
+        embedding = target.embedding_weight.to(self.device)
+        shared = SharedWeights(
+            embedding, target.head_weight, self.d2t, spec.embed_scale, spec.logit_softcap
         )
+        own = next(self.parameters()).dtype
+        if own is torch.bfloat16 and target.dtype is torch.float32:  # drafting lighter on purpose
+            shared.head = shared.head.to(own)
+        self.bind_weights(shared)
         return self
 
     def bind_weights(self, shared: SharedWeights) -> None:
