@@ -25,12 +25,12 @@ class Causal(Adaptive):
 
     name = "causal"
 
-    def _laid_out(self, cost: CostTable, requests: int) -> list[float]:
-        return envelope(cost.verify_s(MOST_TOKENS, requests)).tolist()
-
     def __init__(self, tables: PolicyTables, block_size: int) -> None:
         super().__init__(tables, block_size)
         self._slots: tuple[tuple[int, ...], int] = ((), 0)  # drafted last, in which situation
+
+    def _laid_out(self, cost: CostTable, requests: int) -> list[float]:
+        return envelope(cost.verify_s(MOST_TOKENS, requests)).tolist()
 
     def steps(self, batch: Batch) -> int:
         """As many slots as pay by what the past rounds of the batch let expect, and a spare."""
