@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dspark.calibration.calibrate import fit, judge, run
+from dspark.calibration.collect import Progress
 from dspark.calibration.rounds import Rounds
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
@@ -102,6 +103,21 @@ def test_the_whole_stage(target: Target, tmp_path: Path) -> None:
         same, again = run(target, drafter, prompts(30), PARAMS, part, **OPTIONS, entry=given)
         assert same is given
         assert (str(again) == str(expected)) == (expected is not None)  # nan is not itself
+    # Nor does anybody answer prompts that would only be fitted on.
+    seen: list[Progress] = []
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    _, alone = run(
+        target,
+        drafter,
+        prompts(30),
+        PARAMS,
+        elsewhere,
+        **OPTIONS,
+        entry=entry,
+        on_progress=seen.append,
+    )
+    assert str(alone) == str(check)
+    assert {progress.fit_rounds for progress in seen} == {0}
 
 
 def test_refusals(target: Target, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark.calibration.collect import Collected, OnProgress, collect
+from dspark.calibration.collect import Collected, OnProgress, collect, in_check
 from dspark.calibration.rounds import Rounds
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
@@ -66,6 +66,8 @@ def run(
         CheckpointError: a confidence is not a number.
     """
     _check_head(drafter)
+    if entry is not None:  # nothing is fitted, so nobody answers what would be fitted on
+        prompts = [prompt for prompt in prompts if in_check(prompt.id, check_share)]
     collected = collect(
         target,
         drafter,
