@@ -51,13 +51,14 @@ def command(
     """Check that drafts change neither greedy text nor the distribution, and that seeds hold.
 
     Exit code 0: nothing is lost. 1: something is. 3: too little was drafted to tell, or the
-    distribution test could not have seen a total-variation distance of 0.05.
+    distribution test could not have seen a total-variation distance of 0.05. Adaptive policies draft
+    little for many requests at a time: give them --slots 1 or 2, and more --samples.
 
     Examples:
 
         dspark audit
 
-        dspark audit --policy causal --dtype float32 --json audit.json
+        dspark audit --policy causal --slots 2 --dtype float32 --json audit.json
 
         dspark audit --target ./my-model --drafter runs/mine/drafter --data prompts.jsonl
     """
