@@ -51,8 +51,8 @@ def command(
     """Check that drafts change neither greedy text nor the distribution, and that seeds hold.
 
     Exit code 0: nothing is lost. 1: something is. 3: too little was drafted to tell, or the
-    distribution test could not have seen a total-variation distance of 0.05. Adaptive policies draft
-    little for many requests at a time: give them --slots 1 or 2, and more --samples.
+    distribution test could not have seen a total-variation distance of 0.05. Adaptive policies
+    draft little for many requests at a time: give them --slots 1 or 2, and more --samples.
 
     Examples:
 
