@@ -37,17 +37,16 @@ class DraftContext:
     Args:
         drafter: whose context it is.
         slots, max_len: sizes of its cache.
+
+    Attributes:
+        waiting: rows set aside.
     """
 
     def __init__(self, drafter: Drafter, slots: int, max_len: int) -> None:
         self.drafter = drafter
         self.cache = drafter.new_cache(slots, max_len)
         self._waiting: list[_Part] = []
-
-    @property
-    def waiting(self) -> int:
-        """Rows set aside."""
-        return sum(len(part.slots_T) for part in self._waiting)
+        self.waiting = 0
 
     def take(
         self,
@@ -77,12 +76,13 @@ class DraftContext:
             self.drafter.extend(self.cache, *part)
             return
         self._waiting.append(part)
+        self.waiting += len(known)
         if self.waiting > MOST_WAITING:
             self.catch_up()
 
     def catch_up(self) -> None:
         """Take in the rows that were set aside."""
-        parts, self._waiting = self._waiting, []
+        parts, self._waiting, self.waiting = self._waiting, [], 0
         if len(parts) == 1:
             self.drafter.extend(self.cache, *parts[0])
         elif parts:
