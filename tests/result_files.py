@@ -207,6 +207,7 @@ def write_all(folder: Path, prompts: int = 12) -> dict[str, dict[str, Any]]:
         "demo.json": write_demo(folder / "demo.json"),
         "head_cost.json": write_head_cost(folder / "head_cost.json"),
         "load.json": write_load(folder / "load.json"),
+        "confidence.json": write_confidence(folder / "confidence.json"),
         "load_mtp.json": write_load(folder / "load_mtp.json", "mtp", ("off", "fixed:1")),
         "peers.json": write_peers(folder / "peers.json"),
     }
@@ -264,6 +265,30 @@ def write_calibration(path: Path, block_size: int = 7) -> dict[str, Any]:
         "positions": positions,
     }
     write_artifact(path, "dspark.calibration_check/1", data, PROVENANCE)
+    return data
+
+
+def write_confidence(path: Path, block_size: int = 7) -> dict[str, Any]:
+    """A dspark.confidence_fit/1 file: the informed head is better at every slot."""
+    positions = [
+        {
+            "k": k,
+            "rounds": 3000 - k,
+            "base_rate": 0.8**k,
+            "auroc_linear": 0.70 + k / 100,
+            "auroc": 0.72 + k / 100,
+        }
+        for k in range(1, block_size + 1)
+    ]
+    data = {
+        "temperature": 1.0,
+        "rounds": 3000,
+        "fit_rounds": 27000,
+        "auroc_linear_mean": 0.74,
+        "auroc_mean": 0.76,
+        "positions": positions,
+    }
+    write_artifact(path, "dspark.confidence_fit/1", data, PROVENANCE)
     return data
 
 

@@ -20,6 +20,7 @@ from dspark.engine.adaptive_policies import Causal, Pipelined
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.maths import admission
+from dspark.models.informed import InformedConfidence
 from dspark.tables.cost import CostKey, CostTable, rising
 from exact import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
 from scripted import TableTarget, random_drafter
@@ -56,14 +57,28 @@ class Alone(Retrospective):
         return [int(admission.causal(a_K[None], self.seconds)[0]) for a_K in survival_RK]
 
 
-def run(policy: Policy, count: int, batch: int = 10_000) -> tuple[Counter[Text], list[Request]]:
-    """Texts of many sequences, and the last batch's requests."""
+def informed(drafter: Any) -> InformedConfidence:
+    """A head that is the less sure the less likely the last drawn token was beside the best."""
+    inner_HC = torch.zeros(1, drafter.clue_count)
+    inner_HC[0, -drafter.config.block_size - 2] = -1.0  # log p / max p, the second number on it
+    return InformedConfidence(inner_HC, torch.zeros(1), torch.tensor([-2.0]), torch.tensor(1.5))
+
+
+def run(
+    policy: Policy, count: int, batch: int = 10_000, *, head: bool = False
+) -> tuple[Counter[Text], list[Request]]:
+    """Texts of many sequences, and the last batch's requests.
+
+    Args:
+        head: let an informed confidence head speak instead of the linear one.
+    """
     target = TableTarget(stop_ids=[STOP])
     drafter: Any = random_drafter(target, BLOCK, gain=20.0, seed=1)
     generator = torch.Generator().manual_seed(2)
     weight = drafter.confidence_head.proj.weight
     weight.data = torch.randn(weight.shape, generator=generator) * 3
     drafter.confidence_head.proj.bias.data.fill_(-5.5)  # from 0.1 to 0.98, by the token before
+    drafter.informed = informed(drafter) if head else None
     engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
     texts: Counter[Text] = Counter()
     for _ in range(count // batch):
@@ -83,6 +98,23 @@ def test_joint_counts_follow_the_target(kind: Any) -> None:
     often = [length for length, count in seen.items() if count >= 500]
     assert len(often) >= 2, seen  # verify lengths vary in one and the same state
     assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
+def test_an_informed_head_changes_nothing_either(kind: Any) -> None:
+    texts, requests = run(kind(PolicyTables(COST), BLOCK), 100_000, head=True)
+    often = [n for n, count in lengths_by_first_token(requests).items() if count >= 100]
+    assert len(often) >= 2
+    assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+def test_an_informed_head_that_sees_the_token_itself_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dspark.models.informed._one_later", lambda x_RKn: x_RKn)
+    texts, requests = run(Causal(PolicyTables(COST), BLOCK), 40_000, head=True)
+    assert len(lengths_by_first_token(requests)) >= 2
+    assert min(p_values(texts, PLAIN)) < 1e-4
 
 
 def test_looking_past_a_dip_is_caught() -> None:

@@ -190,6 +190,8 @@ def test_calibration_speed_and_training_are_the_files(full: Full) -> None:
         f"{slot['auroc']:.3f}",
     ]
     assert "5.80%" in [text for text, _ in rows[-1]]
+    heads = tables["Confidence heads at temperature 1, results/confidence.json"]
+    assert [text for text, _ in heads[2]] == ["2", "2,998", "0.640", "0.720", "0.740"]
     speeds = [text for text, _ in tables["Speed with and without the drafter, one user"][1]]
     assert {"38.2", "75.1", "108.4", "1.44", "1.95", "20%"} <= set(speeds)
     training = {row[0][0]: [text for text, _ in row] for row in tables["Training"][1:]}

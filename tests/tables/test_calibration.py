@@ -86,6 +86,24 @@ def test_a_table_of_another_drafter_is_refused(tmp_path: Path) -> None:
         CalibrationTable.load(path, sha256="cd" * 32)
 
 
+def test_an_entry_belongs_to_a_confidence_head(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    greedy = replace(ENTRY, temperature=0.0, top_p=1.0, top_k=0)  # the linear head speaks for it
+    informed = TABLE.with_entry(greedy).with_entry(replace(ENTRY, confidence="ef" * 32))
+    informed.save(path)
+    assert CalibrationTable.load(path, sha256=SHA, confidence="ef" * 32) == informed
+    for other in ("", "cd" * 32):
+        with pytest.raises(IncompatibleDrafterError, match=r"head \(temperature 1.*table efef"):
+            CalibrationTable.load(path, sha256=SHA, confidence=other)
+    informed.greedy_only().save(path)
+    assert CalibrationTable.load(path, sha256=SHA, confidence="cd" * 32).entries == (greedy,)
+    TABLE.save(path)  # older files do not say: the linear head's
+    content = json.loads(path.read_text())
+    del content["entries"][0]["confidence"]
+    path.write_text(json.dumps(content))
+    assert CalibrationTable.load(path, sha256=SHA) == TABLE
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

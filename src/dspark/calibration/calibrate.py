@@ -5,7 +5,6 @@ Suffixes: N rounds, K block slots.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark.calibration.collect import Collected, OnProgress, collect, in_check
+from dspark.calibration.collect import Collected, OnProgress, about, collect, in_check
 from dspark.calibration.rounds import Rounds
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
 from dspark.errors import DataError, IncompatibleDrafterError
-from dspark.maths.reliability import auroc, brier, curve, ece, equal_mass_bins, noise_floor
+from dspark.maths.reliability import (
+    auroc,
+    brier,
+    curve,
+    ece,
+    equal_mass_bins,
+    mean_known,
+    noise_floor,
+)
 from dspark.maths.temperature_scaling import sequential_temperature_scaling
 from dspark.models.drafter import Drafter
+from dspark.models.dspark import DSparkDrafter
 from dspark.models.target import Target
 from dspark.tables.calibration import CalibrationEntry, confidence_logits
 
@@ -81,9 +89,9 @@ def run(
         on_progress=on_progress,
     )
     _check_rounds(collected, len(prompts), fits=entry is None)
-    entry = entry or fit(collected.fit, params)
-    about = _about(target, drafter, params, collected, entry)
-    return entry, about | judge(collected.check, entry)
+    entry = entry or replace(fit(collected.fit, params), confidence=_head(drafter, params))
+    described = _about(target, drafter, params, collected, entry)
+    return entry, described | judge(collected.check, entry)
 
 
 def _check_head(drafter: Drafter) -> None:
@@ -94,6 +102,12 @@ def _check_head(drafter: Drafter) -> None:
             found=f"kind {drafter.config.kind}",
             fix="Use a DSpark drafter that was trained with one",
         )
+
+
+def _head(drafter: Drafter, params: SamplingParams) -> str:
+    """SHA-256 of the informed head that speaks for drafts made so, "" without one."""
+    informed = drafter.informed if isinstance(drafter, DSparkDrafter) else None
+    return informed.sha256 if informed is not None and params.temperature else ""
 
 
 def _check_rounds(collected: Collected, prompts: int, fits: bool) -> None:
@@ -115,14 +129,7 @@ def _about(
     entry: CalibrationEntry,
 ) -> dict[str, Any]:
     """What was calibrated, with how much."""
-    return {
-        "target": target.name,
-        "drafter": drafter.config.kind,
-        "dtype": str(target.dtype).removeprefix("torch."),
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "top_k": params.top_k,
-        "max_new_tokens": params.max_new_tokens,
+    return about(target, drafter, params) | {
         "prompts": collected.check.prompts,
         "prompts_skipped": collected.skipped,
         "fit_rounds": entry.rounds,
@@ -165,7 +172,7 @@ def judge(rounds: Rounds, entry: CalibrationEntry) -> dict[str, Any]:
         row = _position(raw_NK[rows, k], survival_NK[rows, k], rounds.accepted_NK[rows, k])
         row["auroc_true"] = _auroc_true(true_NK[rows, k], rounds.accepted_NK[rows, k])
         positions.append({"k": k + 1, **row, "temperature": temperature})
-    means = {f"{name}_mean": _mean([row[name] for row in positions]) for name in _MEANS}
+    means = {f"{name}_mean": mean_known([row[name] for row in positions]) for name in _MEANS}
     return {"rounds": len(rounds), **means, "positions": positions}
 
 
@@ -179,7 +186,7 @@ def _position(
 ) -> dict[str, Any]:
     return {
         "rounds": len(accepted_N),
-        "base_rate": _mean(accepted_N.tolist()),
+        "base_rate": mean_known(accepted_N.tolist()),
         "ece_before": ece(before_N, accepted_N),
         "ece_after": ece(after_N, accepted_N),
         "ece_mass_before": ece(before_N, accepted_N, equal_mass_bins(before_N)),
@@ -191,9 +198,3 @@ def _position(
         "curve_before": curve(before_N, accepted_N),
         "curve_after": curve(after_N, accepted_N),
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that are numbers; NaN without any."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else float("nan")

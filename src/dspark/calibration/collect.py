@@ -64,12 +64,17 @@ OnProgress = Callable[[Progress], None]
 
 
 def choose_prompts(
-    data: Sequence[Path], exclude: Sequence[Path] = (), limit: int | None = None, seed: int = 0
+    data: Sequence[Path],
+    exclude: Sequence[Path] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    only: Sequence[Path] = (),
 ) -> list[Prompt]:
     """Prompts of several files without those trained on, shuffled, domains in turn.
 
     Args:
         exclude: JSON-lines files whose rows carry the `id` of a prompt to leave out.
+        only: files of the same kind; where given, prompts that they do not name are left out.
         limit: keep this many; None keeps all.
 
     Raises:
@@ -84,12 +89,15 @@ def choose_prompts(
                     found=f"the second one in {path}",
                     fix="Give each prompt an id of its own",
                 )
-    known = {name for path in exclude for name in _ids(path)}
-    left = [prompt for name, prompt in prompts.items() if name not in known]
+    unwanted = {name for path in exclude for name in _ids(path)}
+    if only:
+        unwanted |= prompts.keys() - {name for path in only for name in _ids(path)}
+    left = [prompt for name, prompt in prompts.items() if name not in unwanted]
     if not left:
         raise DataError(
             "no prompt is left to calibrate with",
-            found=f"{len(prompts)} prompts, all of them in the files to exclude",
+            found=f"{len(prompts)} prompts, all of them "
+            + ("left out by --only" if only else "in the files to exclude"),
             fix="Give prompts that the drafter was not trained on",
         )
     random.Random(seed).shuffle(left)
@@ -110,6 +118,19 @@ def in_check(prompt_id: str, share: float) -> bool:
     did: a table fitted in one run is never judged on its own prompts in another.
     """
     return random.Random(prompt_id).random() < share
+
+
+def about(target: Target, drafter: Drafter, params: SamplingParams) -> dict[str, Any]:
+    """Whose rounds these are and how answers are drawn, as result files say it."""
+    return {
+        "target": target.name,
+        "drafter": drafter.config.kind,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "max_new_tokens": params.max_new_tokens,
+    }
 
 
 # ---------------------------------------------------------------------------------- the run
@@ -179,6 +200,20 @@ def collect(
         for wanted in (False, True)
     )
     return Collected(fit, check, job.finished.skipped)
+
+
+def submit(engine: Engine, prompt: Prompt, params: SamplingParams, seed: int) -> Request | None:
+    """Have a prompt answered with a seed of its own, which makes the answer depend on nothing but
+    the prompt and `seed`; None for one that is too long, or that the target cannot take.
+    """
+    try:
+        ids = engine.target.encode_messages(prompt.messages)
+    except RequestError:
+        return None
+    if not ids or len(ids) + params.max_new_tokens > engine.max_len:
+        return None
+    own = random.Random(f"{seed} {prompt.id}").getrandbits(62)
+    return engine.submit(ids, replace(params, seed=own))
 
 
 class _Job:
@@ -258,16 +293,11 @@ class _Job:
                 self._submit(prompt)
 
     def _submit(self, prompt: Prompt) -> None:
-        try:
-            ids = self.engine.target.encode_messages(prompt.messages)
-        except RequestError:
-            ids = []
-        if not ids or len(ids) + self.params.max_new_tokens > self.engine.max_len:
+        request = submit(self.engine, prompt, self.params, self.seed)
+        if request is None:
             self.finished.skipped += 1
             return
-        # A seed of its own makes an answer depend on nothing but its prompt.
-        own = random.Random(f"{self.seed} {prompt.id}").getrandbits(62)
-        self.open[self.engine.submit(ids, replace(self.params, seed=own))] = prompt.id
+        self.open[request] = prompt.id
         self.walked.append(prompt.id)
 
     def take(self, finished: Iterable[Request]) -> None:

@@ -22,6 +22,7 @@ from dspark.cli.common import (
     ThreadsOption,
     check_writable,
     find_drafter,
+    load_calibration,
     load_models,
 )
 from dspark.core import SamplingParams
@@ -98,6 +99,7 @@ def command(
     sources, excluded = [[find_data(name) for name in names] for names in (data, exclude or [])]
     prompts = collect.choose_prompts(sources, excluded, limit, seed)
     identity = {"drafter": home.sha256, "target": target, "dtype": dtype}
+    identity |= {"confidence": sha256_file(home.head)} if home.head else {}
     part = collect.part_file(prompts, params, seed, **identity)
     check_writable(part)
     model, draft_model = load_models(target, drafter, dtype, threads)
@@ -119,7 +121,7 @@ def command(
         except KeyboardInterrupt:
             bar.say("finished answers are kept; run again to resume")
             raise
-    record = provenance("dspark calibrate", {"seed": seed}, [*sources, *excluded, home.weights])
+    record = provenance("dspark calibrate", {"seed": seed}, [*sources, *excluded, *home.files])
     if not check_only:
         home.add(entry, result, draft_model.config.block_size, record)
     if json_file is not None:
@@ -141,12 +143,20 @@ def _warn(result: dict[str, Any], few: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Home:
-    """A drafter's weights with their hash, and the calibration table beside them, if any."""
+    """A drafter's weights with their hash, and what lies beside them: the calibration table and the
+    informed confidence head, where there are such.
+    """
 
     weights: Path
     sha256: str
     path: Path
     table: CalibrationTable | None
+    head: Path | None
+
+    @property
+    def files(self) -> list[Path]:
+        """What confidences come from."""
+        return [self.weights, self.head] if self.head else [self.weights]
 
     def existing(self) -> CalibrationTable:
         """The table that is there; DataError without one."""
@@ -179,7 +189,8 @@ def _home(drafter: str, target: str) -> _Home:
             read; or its table was made for other weights.
         DataError: its table is damaged.
     """
-    from dspark.tables.calibration import FILE, CalibrationTable
+    from dspark.models.informed import FILE as CONFIDENCE
+    from dspark.tables.calibration import FILE
 
     folder = find_drafter(drafter, target)
     if folder is None:
@@ -193,8 +204,8 @@ def _home(drafter: str, target: str) -> _Home:
             found=f"{weights.name}: {error.strerror}",
             fix="The folder must hold a whole config.json and model.safetensors",
         ) from error
-    table = CalibrationTable.load(path, sha256=sha256) if path.exists() else None
-    return _Home(weights, sha256, path, table)
+    head = folder / CONFIDENCE if (folder / CONFIDENCE).exists() else None
+    return _Home(weights, sha256, path, load_calibration(folder, sha256), head)
 
 
 class _Bar:

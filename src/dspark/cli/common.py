@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from dspark.engine.adaptive import PolicyTables
+    from dspark.tables.calibration import CalibrationTable
 
 DEFAULT_DRAFTER = "dspark"
 
@@ -228,7 +229,6 @@ def load_tables(policy: str | None, target: Any, drafter: str) -> PolicyTables |
     from dspark.engine.adaptive import PolicyTables
     from dspark.engine.adaptive_policies import ADAPTIVE
     from dspark.profiling.costs import cost_key, default_path
-    from dspark.tables.calibration import FILE, CalibrationTable
     from dspark.tables.cost import CostTable
 
     folder = find_drafter(drafter, target.name) if policy in ADAPTIVE else None
@@ -242,6 +242,25 @@ def load_tables(policy: str | None, target: Any, drafter: str) -> PolicyTables |
             found=f"no cost table for {key.target} in {key.dtype} on {key.threads} threads",
             fix="Measure it with `dspark profile` and the same options",
         )
-    table = folder / FILE
-    calibration = CalibrationTable.load(table, sha256=key.drafter) if table.exists() else None
-    return PolicyTables(CostTable.load(path, key), calibration)
+    return PolicyTables(CostTable.load(path, key), load_calibration(folder, key.drafter))
+
+
+def load_calibration(folder: Path, sha256: str) -> CalibrationTable | None:
+    """The table beside a drafter; None without one.
+
+    Args:
+        sha256: of the drafter's weights.
+
+    Raises:
+        DataError: it is damaged.
+        IncompatibleDrafterError: it was made for other weights, or another confidence head.
+    """
+    from dspark.artifacts import sha256_file
+    from dspark.models.informed import FILE as CONFIDENCE
+    from dspark.tables.calibration import FILE, CalibrationTable
+
+    table, head = folder / FILE, folder / CONFIDENCE
+    if not table.exists():
+        return None
+    confidence = sha256_file(head) if head.exists() else ""
+    return CalibrationTable.load(table, sha256=sha256, confidence=confidence)

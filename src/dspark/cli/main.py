@@ -33,6 +33,7 @@ VERBS = {
     "profile": "Measure what a round costs here, for the adaptive policies.",
     "audit": "Check on this machine that drafts change nothing.",
     "bench": "Measure speed on this machine.",
+    "confidence": "Fit a confidence head that sees the draft's distributions as well.",
     "calibrate": "Fit and judge the drafter's confidences against what the target accepts.",
     "eval": "Judge drafters on prompt files: accepted length, acceptance by position, speed.",
     "report": "Tables and figures from result files, as one page.",

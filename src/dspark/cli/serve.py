@@ -18,6 +18,7 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     find_drafter,
+    load_calibration,
     load_models,
     load_tables,
     serving_packages,
@@ -179,14 +180,11 @@ def _calibration(
 ) -> CalibrationTable | None:
     """The drafter's table, also where the policy makes no use of it: drift is shown anyway."""
     from dspark.profiling.costs import cost_key
-    from dspark.tables.calibration import FILE, CalibrationTable
 
     if tables is not None:
         return tables.calibration
     folder = find_drafter(drafter_name, target.name)
-    if folder is None or not (folder / FILE).exists():
-        return None
-    return CalibrationTable.load(folder / FILE, sha256=cost_key(target, folder).drafter)
+    return None if folder is None else load_calibration(folder, cost_key(target, folder).drafter)
 
 
 def _ready(url: str, settings: Settings) -> None:

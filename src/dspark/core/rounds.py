@@ -1,6 +1,6 @@
 """One step on its way through the engine: batch, drafts, plan, verdict.
 
-Suffixes: R requests, K block slots, V vocabulary.
+Suffixes: R requests, K block slots, V vocabulary, C clues.
 """
 
 from __future__ import annotations
@@ -94,12 +94,14 @@ class DraftBlock:
         confidence_RK: c_k, the probability that slot k survives given that the slots before
             it did; None without a confidence head.
         lengths: drafted tokens of each request that count; None where all do.
+        clues_RKC: what an informed confidence head goes by, where somebody asked for it.
     """
 
     draft_ids_RK: Tensor
     draft_probs_RKV: Tensor | None = None
     confidence_RK: Tensor | None = None
     lengths: Sequence[int] | None = None
+    clues_RKC: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

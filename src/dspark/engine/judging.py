@@ -73,7 +73,9 @@ def judge_sampled(
         whole.accepted += verdict.accepted
         whole.next_id += verdict.next_id
         if on_verdict is not None:
-            on_verdict(mine, target_RKV, DraftBlock(ids_RK, draft_RKV), lengths, verdict)
+            clues_RKC = None if drafts.clues_RKC is None else drafts.clues_RKC[part]
+            seen = DraftBlock(ids_RK, draft_RKV, clues_RKC=clues_RKC)
+            on_verdict(mine, target_RKV, seen, lengths, verdict)
     return whole
 
 

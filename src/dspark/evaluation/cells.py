@@ -25,6 +25,7 @@ from dspark.errors import ConfigError, DataError, RequestError
 from dspark.evaluation.trace import Key
 from dspark.models.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
 from dspark.models.drafter import Drafter
+from dspark.models.informed import FILE as CONFIDENCE
 from dspark.models.registry import make_drafter
 from dspark.models.target import Target, portable_name
 
@@ -71,7 +72,7 @@ class Contender:
     Attributes:
         label: what results call it.
         parameters: trainable ones.
-        sha256: of its configuration and weights, by file name.
+        sha256: of its configuration, weights and informed confidence head, by file name.
         training: the block of that name in its provenance; None when there is none.
         tables: what an adaptive policy knows of it and the machine; None for the other policies.
     """
@@ -139,11 +140,12 @@ def load_contender(
     drafter = load_drafter(folder, target, dtype=drafting_dtype(target))
     with torch.device("meta"):  # packed for inference, a drafter no longer holds parameters
         bare = make_drafter(drafter.config)
+    files = (CONFIG, WEIGHTS, CONFIDENCE)
     return Contender(
         label or drafter.config.kind,
         drafter,
         sum(weight.numel() for weight in bare.parameters()),
-        {name: sha256_file(folder / name) for name in (CONFIG, WEIGHTS)},
+        {name: sha256_file(folder / name) for name in files if (folder / name).exists()},
         _training(folder),
         tables,
     )

@@ -5,6 +5,9 @@ Suffixes: N predictions, B bins.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -80,6 +83,12 @@ def auroc(predicted_N: Floats, observed_N: Bools) -> float:
     _, place_N, count = np.unique(predicted_N, return_inverse=True, return_counts=True)
     rank = np.cumsum(count) - (count - 1) / 2  # ranks from 1; equal predictions share the mean
     return float((rank[place_N][observed_N].sum() - yes * (yes + 1) / 2) / (yes * no))
+
+
+def mean_known(values: Sequence[float]) -> float:
+    """Mean of the values that are numbers; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else float("nan")
 
 
 def brier(predicted_N: Floats, observed_N: Bools) -> float:

@@ -164,6 +164,7 @@ def load_drafter(
     if pack:
         drafter.eval().requires_grad_(False)
         pack_linears(drafter)
+        drafter.load_companions(Path(folder), Path(folder) / WEIGHTS)
     return drafter
 
 

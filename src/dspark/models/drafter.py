@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -181,6 +182,17 @@ class Drafter(nn.Module, ABC):
     def bind_weights(self, shared: SharedWeights) -> None:
         """Use the given embedding and head (a public checkpoint's own, in tests)."""
         self._shared = shared
+
+    def load_companions(self, folder: Path, weights: Path) -> None:
+        """Read what else belongs to the drafter from its folder; by default nothing does.
+
+        Args:
+            weights: the file that the parameters came from.
+
+        Raises:
+            CheckpointError: a file is damaged.
+            IncompatibleDrafterError: it belongs to another drafter.
+        """
 
     @property
     def device(self) -> torch.device:

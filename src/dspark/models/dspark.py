@@ -1,13 +1,14 @@
 """The DSpark drafter: parallel backbone, sequential head, confidence head (DSpark §3).
 
 Suffixes: R requests, A anchors, K block slots, T context rows, D hidden, M taps x D, r Markov
-rank, V draft vocabulary.
+rank, V draft vocabulary, C clues.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from dspark.models.backbone import ParallelBackbone
 from dspark.models.block_attention import block_attention
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.heads import ConfidenceHead, MarkovHead, make_markov_head
+from dspark.models.informed import LINEAR, InformedConfidence, clue_count, clues, load_informed
 from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.transitions import Transitions
 
@@ -43,10 +45,17 @@ class BlockCache(KVCache):
 
 
 class DSparkDrafter(Drafter):
-    """Semi-autoregressive block drafter; heads are on or off by configuration."""
+    """Semi-autoregressive block drafter; heads are on or off by configuration.
+
+    Attributes:
+        informed: says how sure drafts above temperature 0 are, in the linear head's place.
+        keep_clues: give what it goes by with every draft above temperature 0.
+    """
 
     kind: ClassVar[str] = "dspark"
     reads_next_ids: ClassVar[bool] = False
+    informed: InformedConfidence | None = None
+    keep_clues: bool = False
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
@@ -66,6 +75,21 @@ class DSparkDrafter(Drafter):
         if config.confidence_head:
             extra = config.markov_rank if self._confidence_sees_markov else 0
             self.confidence_head = ConfidenceHead(config.hidden_size + extra)
+
+    @property
+    def clue_count(self) -> int:
+        """C, the numbers on each slot that an informed confidence head goes by."""
+        config = self.config
+        return clue_count(config.hidden_size, config.markov_rank, config.block_size)
+
+    def linear_clue(self, clues_NC: Tensor) -> Tensor:
+        """The linear head's logit among the clues of each slot."""
+        return clues_NC[..., self.config.hidden_size + self.config.markov_rank + LINEAR]
+
+    def load_companions(self, folder: Path, weights: Path) -> None:
+        if self.confidence_head is not None:
+            head = load_informed(folder, weights, self.clue_count)
+            self.informed = None if head is None else head.to(self.device)
 
     # ---- training -------------------------------------------------------------------------
 
@@ -204,13 +228,27 @@ class DSparkDrafter(Drafter):
                 hidden_RKD, base_RKV, anchors_R, params_R, draws_RK, masks, transitions
             )
         previous = None if head is None else head.previous(ids_RK[:, :-1])
-        confidence = self._confidence(hidden_RKD, previous)
-        return DraftBlock(
-            ids_RK[:, 1:],
-            probs_RKV,
-            None if confidence is None else torch.sigmoid(confidence.float()),
-            None if masks is None else masks.lengths,
-        )
+        lengths = None if masks is None else masks.lengths
+        block = DraftBlock(ids_RK[:, 1:], probs_RKV, lengths=lengths)
+        linear_RK = self._confidence(hidden_RKD, previous)
+        if linear_RK is None:
+            return block
+        block.confidence_RK = sure_RK = torch.sigmoid(linear_RK.float())
+        if probs_RKV is not None and (self.keep_clues or self.informed is not None):
+            drawn_RK, size = self.to_draft_ids(block.draft_ids_RK), self.config.block_size
+            block.clues_RKC = clues(hidden_RKD, previous, probs_RKV, drawn_RK, linear_RK, size)
+            block.confidence_RK = self._informed(block.clues_RKC, sure_RK, params_R)
+        return block
+
+    def _informed(
+        self, clues_RKC: Tensor, linear_RK: Tensor, params_R: Sequence[SamplingParams]
+    ) -> Tensor:
+        """Confidences [R, K]: the informed head's, if there is one, but for greedy requests."""
+        if self.informed is None:
+            return linear_RK
+        informed_RK = torch.sigmoid(self.informed.logits(clues_RKC))
+        greedy_R1 = torch.tensor([[p.temperature == 0] for p in params_R], device=self.device)
+        return torch.where(greedy_R1, linear_RK, informed_RK)
 
     def _at_once(
         self, base_RKV: Tensor, anchors_R: Tensor, transitions: Transitions | None

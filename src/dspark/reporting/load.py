@@ -16,6 +16,7 @@ from dspark.artifacts import read_jsonl, sha256_file
 from dspark.errors import DataError
 from dspark.reporting.records import (
     CalibrationCheck,
+    ConfidenceFit,
     Demo,
     Eval,
     HeadCost,
@@ -43,6 +44,7 @@ Kind = TypeVar("Kind", bound=Record)
 SCHEMAS: dict[str, type[Record]] = {
     "dspark.eval/1": Eval,
     "dspark.calibration_check/1": CalibrationCheck,
+    "dspark.confidence_fit/1": ConfidenceFit,
     "dspark.demo/1": Demo,
     "dspark.head_cost/1": HeadCost,
     "dspark.load/1": Load,

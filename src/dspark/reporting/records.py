@@ -179,6 +179,27 @@ class CalibrationCheck(Record):
     positions: list[Position]
 
 
+class HeadPosition(Record):
+    """How well two confidence heads tell accepted prefixes of one length."""
+
+    k: int
+    rounds: int
+    base_rate: Number
+    auroc_linear: Number
+    auroc: Number
+
+
+class ConfidenceFit(Record):
+    """Schema dspark.confidence_fit/1."""
+
+    temperature: Number
+    rounds: int
+    fit_rounds: int
+    auroc_linear_mean: Number
+    auroc_mean: Number
+    positions: list[HeadPosition]
+
+
 class DemoDomain(Record):
     """A domain's figures in a demo."""
 

@@ -19,7 +19,7 @@ from dspark.reporting import (
 from dspark.reporting.evidence import COMMANDS, Evidence
 from dspark.reporting.load import Source
 from dspark.reporting.page import Block, Facts, Missing, Section, numbered
-from dspark.reporting.records import CalibrationCheck, Demo, Eval, Load, Peers
+from dspark.reporting.records import CalibrationCheck, ConfidenceFit, Demo, Eval, Load, Peers
 from dspark.reporting.series import Line
 from dspark.reporting.tables import Table, texts
 
@@ -151,7 +151,8 @@ def _reliability(evidence: Evidence) -> list[Block]:
     for number, (name, check) in enumerate(found, 1):
         file = numbered("reliability", number)
         blocks += [pictures.reliability(name, check, file), tables.calibration(name, check)]
-    return blocks
+    heads = evidence.results.of(ConfidenceFit)
+    return [*blocks, *(tables.confidence_heads(name, fit) for name, fit in heads)]
 
 
 def _speed(evidence: Evidence) -> list[Block]:

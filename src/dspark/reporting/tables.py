@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from dspark.maths.never_worse import LIMITS
 from dspark.reporting.load import Results
-from dspark.reporting.records import CalibrationCheck, Demo, HeadCost, Load, Peers
+from dspark.reporting.records import CalibrationCheck, ConfidenceFit, Demo, HeadCost, Load, Peers
 from dspark.reporting.series import Line, datasets, domains, labels
 from dspark.reporting.serving import LoadLine, Match, load_labels, never_worse
 
@@ -254,6 +254,24 @@ def calibration(name: str, check: CalibrationCheck) -> Table:
     head = ["slot", "rounds", "base rate", "temperature", "ECE before", "ECE after"]
     head += ["noise floor", "AUROC", "AUROC of c*", "Brier before", "Brier after"]
     return Table(f"Calibration by slot, {name}", head, rows)
+
+
+def confidence_heads(name: str, fit: ConfidenceFit) -> Table:
+    """The linear confidence head against the informed one, by draft slot."""
+    rows = [
+        texts(
+            [
+                str(p.k),
+                f"{p.rounds:,d}",
+                *(number(x, ".3f") for x in (p.base_rate, p.auroc_linear, p.auroc)),
+            ]
+        )
+        for p in fit.positions
+    ]
+    means = (number(x, ".3f") for x in (fit.auroc_linear_mean, fit.auroc_mean))
+    rows.append(texts(["mean", f"{fit.rounds:,d}", NOTHING, *means]))
+    head = ["slot", "rounds", "base rate", "AUROC linear", "AUROC informed"]
+    return Table(f"Confidence heads at temperature {fit.temperature:g}, {name}", head, rows)
 
 
 def loads(some: Sequence[LoadLine], title: str) -> Table:

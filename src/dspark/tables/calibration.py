@@ -44,6 +44,8 @@ class CalibrationEntry:
         rounds, prompts: what it was fitted on.
         max_new_tokens: length limit of the answers it was fitted on.
         metrics: how it did on rounds kept out of fitting; for people.
+        confidence: SHA-256 of the informed confidence head it was fitted with, "" for the
+            linear head, which also speaks for greedy drafts.
     """
 
     temperature: float
@@ -55,6 +57,7 @@ class CalibrationEntry:
     prompts: int = 0
     max_new_tokens: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
+    confidence: str = ""
 
     @property
     def key(self) -> Key:
@@ -105,15 +108,16 @@ class CalibrationTable:
     entries: tuple[CalibrationEntry, ...] = ()
 
     @classmethod
-    def load(cls, path: str | Path, *, sha256: str) -> CalibrationTable:
+    def load(cls, path: str | Path, *, sha256: str, confidence: str = "") -> CalibrationTable:
         """Read a table.
 
         Args:
             sha256: of the weights of the drafter it is to be used with.
+            confidence: of its informed confidence head, "" without one.
 
         Raises:
             DataError: the file is missing or damaged.
-            IncompatibleDrafterError: it was made for other weights.
+            IncompatibleDrafterError: it was made for other weights, or another head.
         """
         content = read_artifact(path, SCHEMA)
         try:
@@ -130,6 +134,14 @@ class CalibrationTable:
                 found=f"table {table.sha256[:12]}, drafter {sha256[:12]}",
                 fix="Remove it and run `dspark calibrate` for this drafter",
             )
+        for entry in table.entries:
+            if entry.temperature and entry.confidence != confidence:
+                heads = [sha[:12] or "the linear one" for sha in (entry.confidence, confidence)]
+                raise IncompatibleDrafterError(
+                    f"{path} was made with another confidence head ({_worded(entry.key)})",
+                    found=f"table {heads[0]}, drafter {heads[1]}",
+                    fix="Remove it and run `dspark calibrate` for this drafter",
+                )
         return table
 
     def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
@@ -164,6 +176,10 @@ class CalibrationTable:
         assert len(entry.temperatures) == len(entry.mean_survival) == self.block_size
         others = [old for old in self.entries if old.key != entry.key]
         return replace(self, entries=tuple(sorted([*others, entry], key=lambda e: e.key)))
+
+    def greedy_only(self) -> CalibrationTable:
+        """This table without the entries that depend on an informed confidence head."""
+        return replace(self, entries=tuple(e for e in self.entries if not e.temperature))
 
 
 def _key(temperature: float, top_p: float, top_k: int) -> Key:
@@ -200,6 +216,7 @@ def _parse_entry(row: dict[str, Any], size: int) -> CalibrationEntry:
         int(row["prompts"]),
         int(row["max_new_tokens"]),
         dict(row["metrics"]),
+        str(row.get("confidence", "")),
     )
     if len(entry.temperatures) != size or len(entry.mean_survival) != size:
         lengths = f"{len(entry.temperatures)} temperatures, {len(entry.mean_survival)} survivals"

@@ -1,0 +1,159 @@
+"""`dspark confidence`: a confidence head fitted to the drafter's own rounds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
+from dspark.cli.common import (
+    DEFAULT_DRAFTER,
+    DEFAULT_DTYPE,
+    DrafterOption,
+    DtypeOption,
+    TargetOption,
+    ThreadsOption,
+    check_writable,
+    find_drafter,
+    load_calibration,
+    load_models,
+)
+from dspark.core import SamplingParams
+from dspark.errors import ConfigError
+from dspark.models.default_target import DEFAULT_TARGET
+
+
+def command(
+    data: Annotated[list[str], typer.Option(help="Prompt file, .jsonl or .jsonl.gz; repeatable.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Answers trained on: of the prompts those with their ids; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Files whose prompts are left out, by their ids; repeatable."),
+    ] = None,
+    target: TargetOption = DEFAULT_TARGET,
+    drafter: DrafterOption = DEFAULT_DRAFTER,
+    temperature: Annotated[float, typer.Option(help="Above 0: greedy drafts draw nothing.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Smallest set with this mass; 1 keeps all.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Most likely tokens kept; 0 keeps all.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="To fit and judge with; each takes some 10 KB of memory.")
+    ] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Decides prompts, draws, first weights.")] = 0,
+    slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 32,
+    dtype: DtypeOption = DEFAULT_DTYPE,
+    threads: ThreadsOption = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write figures here (dspark.confidence_fit/1)."),
+    ] = None,
+) -> None:
+    """Fit a confidence head to the drafter's own rounds, for drafts above temperature 0.
+
+    It sees what the trained head sees, and besides it how spread the draft's distributions are and
+    how likely the tokens drawn so far were. It is written beside the drafter's weights, which stay
+    as they are; delete confidence.head to be without it. Calibrate afterwards, with
+    prompts that are not used here. Run again after an interruption to go on.
+
+    Examples:
+
+        dspark confidence --data prompts.jsonl --only answers.jsonl.gz
+
+        dspark confidence --data prompts.jsonl --rounds 20000 --json results/confidence.json
+    """
+    if temperature <= 0:
+        raise ConfigError(
+            "Greedy drafts draw nothing that an informed head could see",
+            found=f"--temperature {temperature:g}",
+            fix="Use a temperature above 0; the trained head speaks for greedy drafts",
+        )
+    params = SamplingParams(temperature, top_k, top_p, max_new_tokens=max_new_tokens)
+    folder = find_drafter(drafter, target)
+    if folder is None:
+        raise ConfigError("There is no head to fit without a drafter", fix="Name a drafter")
+    from dspark.calibration import collect, confidence
+    from dspark.models.checkpoint import WEIGHTS
+    from dspark.models.informed import FILE, save_informed
+    from dspark.tables.calibration import FILE as CALIBRATION
+
+    for path in (folder / FILE, *([json_file] if json_file else [])):
+        check_writable(path)
+    sources, kept, excluded = (
+        [find_data(name) for name in names or []] for names in (data, only, exclude)
+    )
+    prompts = collect.choose_prompts(sources, excluded, seed=seed, only=kept)
+    model, draft_model = load_models(target, drafter, dtype, threads)
+    weights = folder / WEIGHTS
+    sha256 = sha256_file(weights)
+    table = load_calibration(folder, sha256)
+    identity = {"drafter": sha256, "target": target, "dtype": dtype}
+    parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
+    with _bars() as bars:
+        collecting, fitting = bars.add_task("rounds", total=rounds), bars.add_task("steps", total=0)
+        try:
+            head, result = confidence.run(
+                model,
+                draft_model,
+                prompts,
+                params,
+                parts,
+                rounds=rounds,
+                slots=slots,
+                seed=seed,
+                on_progress=lambda now: bars.update(collecting, completed=now.fit_rounds),
+                on_step=lambda n, all_: bars.update(fitting, completed=n, total=all_),
+            )
+        except KeyboardInterrupt:
+            bars.print("finished answers are kept; run again to resume")
+            raise
+    record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, weights])
+    if table is not None:  # before the head, since a table without entries goes with any
+        table.greedy_only().save(folder / CALIBRATION, record)
+    about = {name: value for name, value in result.items() if name != "positions"}
+    notes = {"about": json.dumps(about), "provenance": json.dumps(record)}
+    path = save_informed(head, folder, weights, notes)
+    if json_file is not None:
+        write_artifact(json_file, confidence.SCHEMA, result, record)
+    shutil.rmtree(parts, ignore_errors=True)
+    console = Console(highlight=False)
+    console.print(figures(result))
+    console.print(escape(f"written to {path}"), soft_wrap=True)
+    print("now run `dspark calibrate` with prompts that were not used here")
+
+
+def _bars() -> Progress:
+    """Progress bars on standard error."""
+    return Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}"),
+        TimeElapsedColumn(),
+        console=Console(file=sys.stderr),
+    )
+
+
+def figures(result: dict[str, Any]) -> Table:
+    """The figures as a table, a row a position and one for the means."""
+    title = f"{result['target']}, temperature {result['temperature']:g}: {result['rounds']} rounds "
+    title += f"of {result['prompts']} prompts, fitted on {result['fit_rounds']} others"
+    shown = Table(title=escape(title))
+    for heading in ("slot", "rounds", "accepted", "AUROC linear", "informed"):
+        shown.add_column(heading, justify="right")
+    for row in result["positions"]:
+        scores = (f"{row[name]:.3f}" for name in ("auroc_linear", "auroc"))
+        shown.add_row(str(row["k"]), str(row["rounds"]), f"{row['base_rate']:.1%}", *scores)
+    shown.add_section()
+    means = (f"{result[name]:.3f}" for name in ("auroc_linear_mean", "auroc_mean"))
+    shown.add_row("mean", "", "", *means)
+    return shown
