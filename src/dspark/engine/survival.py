@@ -94,9 +94,18 @@ class Evidence:
 
 
 def nearest_entry(table: CalibrationTable | None, key: Key) -> CalibrationEntry | None:
-    """A table's entry for a way of sampling, or the nearest in temperature; None without any."""
+    """A table's entry for a way of sampling, or the nearest in temperature; None without any.
+
+    Where an informed head speaks above temperature 0, entries that it made come first.
+    """
     entries = () if table is None else table.entries
-    return min(entries, key=lambda e: (e.key != key, abs(e.temperature - key[0])), default=None)
+    two_heads = any(entry.confidence for entry in entries)
+
+    def distance(entry: CalibrationEntry) -> tuple[bool, bool, float]:
+        another_head = two_heads and bool(entry.temperature) != bool(key[0])
+        return entry.key != key, another_head, abs(entry.temperature - key[0])
+
+    return min(entries, key=distance, default=None)
 
 
 def conditional(survival_K: Floats) -> list[float]:

@@ -220,11 +220,11 @@ class DSparkDrafter(Drafter):
         """Left to right through the block: each token's logits carry the bias of the one before."""
         base_RKV, head = self.shared.logits(hidden_RKD), self.markov_head
         greedy = masks is None and all(params.temperature == 0 for params in params_R)
-        ids_RK, probs_RKV = None, None
+        ids_RK = chosen_RK = probs_RKV = None
         if greedy:
             ids_RK = self._at_once(base_RKV, anchors_R, transitions)
         if ids_RK is None:
-            ids_RK, probs_RKV = self._slot_by_slot(
+            ids_RK, chosen_RK, probs_RKV = self._slot_by_slot(
                 hidden_RKD, base_RKV, anchors_R, params_R, draws_RK, masks, transitions
             )
         previous = None if head is None else head.previous(ids_RK[:, :-1])
@@ -234,9 +234,10 @@ class DSparkDrafter(Drafter):
         if linear_RK is None:
             return block
         block.confidence_RK = sure_RK = torch.sigmoid(linear_RK.float())
-        if probs_RKV is not None and (self.keep_clues or self.informed is not None):
-            drawn_RK, size = self.to_draft_ids(block.draft_ids_RK), self.config.block_size
-            block.clues_RKC = clues(hidden_RKD, previous, probs_RKV, drawn_RK, linear_RK, size)
+        asked = self.keep_clues or self.informed is not None
+        if asked and probs_RKV is not None and chosen_RK is not None:
+            size = self.config.block_size
+            block.clues_RKC = clues(hidden_RKD, previous, probs_RKV, chosen_RK, linear_RK, size)
             block.confidence_RK = self._informed(block.clues_RKC, sure_RK, params_R)
         return block
 
@@ -270,12 +271,14 @@ class DSparkDrafter(Drafter):
         draws_RK: np.ndarray,
         masks: DraftMasks | None,
         transitions: Transitions | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Anchors and draft tokens [R, K + 1], and what these were drawn from, [R, K, V]."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Anchors and draft tokens [R, K + 1]; the latter as draft-vocabulary ids [R, K], and what
+        they were drawn from, [R, K, V].
+        """
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
-        ids, probs = [anchors_R], []
+        ids, choices, probs = [anchors_R], [], []
         for k in range(hidden_RKD.shape[1]):
             logits, bias = base_RKV[:, k], None
             if head is not None and transitions is not None:
@@ -289,5 +292,7 @@ class DSparkDrafter(Drafter):
             chosen, probs_RV = choose(logits, params_R, draws_RK, k, bias)
             if probs_RV is not None:
                 probs.append(probs_RV)
+            choices.append(chosen)
             ids.append(self.to_target_ids(chosen))
-        return torch.stack(ids, 1), torch.stack(probs, 1) if probs else None
+        probs_RKV = torch.stack(probs, 1) if probs else None
+        return torch.stack(ids, 1), torch.stack(choices, 1), probs_RKV
