@@ -248,6 +248,8 @@ class DSparkDrafter(Drafter):
         if self.informed is None:
             return linear_RK
         informed_RK = torch.sigmoid(self.informed.logits(clues_RKC))
+        if all(params.temperature > 0 for params in params_R):
+            return informed_RK
         greedy_R1 = torch.tensor([[p.temperature == 0] for p in params_R], device=self.device)
         return torch.where(greedy_R1, linear_RK, informed_RK)
 

@@ -15,6 +15,7 @@ units, D hidden, r Markov rank.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,9 +29,11 @@ from dspark.errors import CheckpointError, IncompatibleDrafterError
 # In safetensors' format, but not by that name: other engines read every *.safetensors of a folder.
 FILE = "confidence.head"
 SCHEMA = "dspark.confidence/1"
-_GROUPS, _ALONE, _TOGETHER = 256, 8, (4, 16, 64)  # of the draft vocabulary, see `_spread`
-LINEAR, _LARGEST = 0, 1  # places of the linear head's logit and of log max p_d among ...
-_OWN = 1 + _ALONE + 1 + len(_TOGETHER) + 1  # ... the numbers on a slot itself
+# Of 256 groups of the draft vocabulary's tokens: best ones whose probabilities are seen alone, and
+# numbers of best ones that are seen together; see `_spread`.
+_GROUPS, _ALONE, _TOGETHER = 256, 8, (1, 4, 16, 64)
+LINEAR = 0  # place of the linear head's logit among ...
+_OWN = 1 + _ALONE + len(_TOGETHER) + 1  # ... the numbers on a slot itself
 _DRAWN = 3  # on the token drawn in it
 _ROWS = 64  # of probabilities at a time, which are then read again from a cache
 _EDGE = 1e-4  # probabilities nearer to 0 and 1 than this look alike
@@ -59,49 +62,49 @@ def clues(
         linear_RK: logits of the linear confidence head.
         block_size: γ, of which K may be a part.
     """
-    own_RKn = torch.cat([linear_RK.float()[..., None], _spread(probs_RKV)], -1)
-    p_RK = probs_RKV.gather(-1, drawn_RK[..., None]).squeeze(-1)
-    drawn_RKn = torch.stack([_log(p_RK), _log(p_RK) - own_RKn[..., _LARGEST], _logit(p_RK)], -1)
-    before_RKn = _one_later(torch.cat([own_RKn, drawn_RKn], -1))
-    slots_RKK = torch.eye(block_size, device=hidden_RKD.device)[: hidden_RKD.shape[1]]
-    slots_RKK = slots_RKK.expand(len(hidden_RKD), -1, -1)
-    parts = [hidden_RKD.float(), own_RKn, before_RKn, slots_RKK]
+    best_RKG, square_RK1 = _spread(probs_RKV)
+    p_RK1 = probs_RKV.gather(-1, drawn_RK[..., None])
+    logs = torch.cat([best_RKG[..., :_ALONE], square_RK1, p_RK1], -1).clamp_(min=1e-9).log_()
+    together = best_RKG.cumsum(-1)[..., _places(hidden_RKD.device)]
+    logits = torch.cat([together, p_RK1], -1).clamp_(_EDGE, 1 - _EDGE).logit_()
+    first, square, p_log = logs.split((_ALONE, 1, 1), -1)
+    together, p_logit = logits.split((len(_TOGETHER), 1), -1)
+    own = torch.cat([linear_RK.float()[..., None], first, together, square], -1)
+    seen = torch.cat([own, p_log, p_log - first[..., :1], p_logit], -1)
+    before = torch.nn.functional.pad(seen[:, :-1], (0, 0, 1, 0))  # nothing, at the first slot
+    which = _slots(block_size, hidden_RKD.device)[: hidden_RKD.shape[1]]
+    parts = [own, before, which.expand(len(hidden_RKD), -1, -1)]
     if previous_RKr is not None:
-        parts.insert(1, previous_RKr.float())
-    return torch.cat(parts, -1)
+        parts.insert(0, previous_RKr.float())
+    return torch.cat([hidden_RKD.float(), *parts], -1)
 
 
-def _spread(probs_RKV: Tensor) -> Tensor:
-    """How spread the distributions are [R, K, n]: logarithms of the largest probabilities, what
-    some of these have together, the largest one's logit, and the logarithm of Σ p².
+def _spread(probs_RKV: Tensor) -> tuple[Tensor, Tensor]:
+    """How spread the distributions are: their largest probabilities, in order, and Σ p².
 
-    Large probabilities are found among the largest of each group, every 256th token being of one.
-    Two of the best that share a group are rare, and a full order of the vocabulary is expensive.
+    The largest are found among those of each group, every 256th token being of one group. Two of
+    the best that share a group are rare, and a full order of the vocabulary is expensive.
     """
-    rows = []
+    best, squares = [], []
     for probs_NV in probs_RKV.flatten(0, 1).split(_ROWS):
-        norm_N1 = torch.linalg.vector_norm(probs_NV, dim=-1, keepdim=True)
+        squares.append(torch.linalg.vector_norm(probs_NV, dim=-1, keepdim=True).square_())
         if missing := -probs_NV.shape[1] % _GROUPS:
             probs_NV = torch.nn.functional.pad(probs_NV, (0, missing))
         best_NG = probs_NV.view(len(probs_NV), -1, _GROUPS).amax(1)
-        best_NG = best_NG.topk(max(_TOGETHER), -1).values
-        together_NG = best_NG.cumsum(-1)[:, [count - 1 for count in (1, *_TOGETHER)]]
-        parts = [_log(best_NG[:, :_ALONE]), _logit(together_NG), 2 * _log(norm_N1)]
-        rows.append(torch.cat(parts, -1))
-    return torch.cat(rows).view(*probs_RKV.shape[:2], -1)
+        best.append(best_NG.topk(_TOGETHER[-1], -1).values)
+    shape = (*probs_RKV.shape[:2], -1)
+    return torch.cat(best).view(shape), torch.cat(squares).view(shape)
 
 
-def _one_later(x_RKn: Tensor) -> Tensor:
-    """Each slot's numbers at the slot behind it, zeros at the first."""
-    return torch.cat([torch.zeros_like(x_RKn[:, :1]), x_RKn[:, :-1]], 1)
+@lru_cache
+def _places(device: torch.device) -> Tensor:
+    return torch.tensor([count - 1 for count in _TOGETHER], device=device)
 
 
-def _log(p: Tensor) -> Tensor:
-    return p.clamp_min(1e-9).log()
-
-
-def _logit(p: Tensor) -> Tensor:
-    return p.clamp(_EDGE, 1 - _EDGE).logit()
+@lru_cache
+def _slots(block_size: int, device: torch.device) -> Tensor:
+    """Which slot a slot is, one-hot."""
+    return torch.eye(block_size, device=device)
 
 
 @dataclass(slots=True, eq=False)
