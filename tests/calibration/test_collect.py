@@ -60,12 +60,19 @@ def test_choice_of_prompts(tmp_path: Path) -> None:
     again = choose_prompts([one, two], [trained], seed=1)
     assert again == chosen
     assert choose_prompts([one, two], [trained], seed=2) != chosen
+    kept = choose_prompts([one, two], seed=1, only=[trained])
+    assert sorted(p.id for p in kept) == ["a3", "b3"]
+    left = write_jsonl(tmp_path / "left.jsonl", [{"id": "a3"}])
+    assert [p.id for p in choose_prompts([two], [left], only=[trained])] == ["b3"]
 
 
 def test_prompts_that_cannot_be_used(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "1.jsonl", [{"id": "1", "prompt": "a"}])
     with pytest.raises(DataError, match=r"no prompt is left .*1 prompts, all of them"):
         choose_prompts([one], [one])
+    nobody = write_jsonl(tmp_path / "4.jsonl", [{"id": "9"}])
+    with pytest.raises(DataError, match=r"or in none of those to keep.*these prompts' ids"):
+        choose_prompts([one], only=[nobody])
     other = write_jsonl(tmp_path / "2.jsonl", [{"id": "1", "prompt": "b"}])
     with pytest.raises(DataError, match="two prompts have the id 1"):
         choose_prompts([one, other])

@@ -145,7 +145,7 @@ def test_an_interrupted_run_goes_on(
         (["--drafter", "nowhere"], "There is no drafter nowhere"),
         (["--drafter", "{home}"], "Cannot read the drafter in"),
         (["--drafter", "{home}/silent"], "The drafter has no confidence head"),
-        (["--exclude", "{home}/prompts.jsonl"], "no prompt is left to calibrate with"),
+        (["--exclude", "{home}/prompts.jsonl"], "no prompt is left to collect rounds with"),
         (["--data", "missing.jsonl"], "data file 'missing.jsonl' does not exist"),
         (["--data", "{home}/drafter/config.json"], "config.json:1 is not JSON"),
         (["--limit", "1"], "There are no rounds to calibrate with"),

@@ -95,10 +95,12 @@ def choose_prompts(
     left = [prompt for name, prompt in prompts.items() if name not in unwanted]
     if not left:
         raise DataError(
-            "no prompt is left to calibrate with",
-            found=f"{len(prompts)} prompts, all of them "
-            + ("left out by --only" if only else "in the files to exclude"),
-            fix="Give prompts that the drafter was not trained on",
+            "no prompt is left to collect rounds with",
+            found=f"{len(prompts)} prompts, all of them in the files to exclude"
+            + (", or in none of those to keep" if only else ""),
+            fix="Give the files that these prompts' ids are in"
+            if only
+            else "Give prompts that the drafter was not trained on",
         )
     random.Random(seed).shuffle(left)
     return spread(left, limit or len(left))

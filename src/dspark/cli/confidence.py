@@ -64,8 +64,9 @@ def command(
 
     It sees what the trained head sees, and besides it how spread the draft's distributions are and
     how likely the tokens drawn so far were. It is written beside the drafter's weights, which stay
-    as they are; delete confidence.head to be without it. Calibrate afterwards, with
-    prompts that are not used here. Run again after an interruption to go on.
+    as they are. Calibrate afterwards, with prompts that are not used here. To be without it, delete
+    confidence.head and calibration.json and calibrate again. Run again after an interruption to
+    go on.
 
     Examples:
 
