@@ -71,7 +71,7 @@ def clues(
     together, p_logit = logits.split((len(_TOGETHER), 1), -1)
     own = torch.cat([linear_RK.float()[..., None], first, together, square], -1)
     seen = torch.cat([own, p_log, p_log - first[..., :1], p_logit], -1)
-    before = torch.nn.functional.pad(seen[:, :-1], (0, 0, 1, 0))  # nothing, at the first slot
+    before = _one_later(seen)
     which = _slots(block_size, hidden_RKD.device)[: hidden_RKD.shape[1]]
     parts = [own, before, which.expand(len(hidden_RKD), -1, -1)]
     if previous_RKr is not None:
@@ -94,6 +94,11 @@ def _spread(probs_RKV: Tensor) -> tuple[Tensor, Tensor]:
         best.append(best_NG.topk(_TOGETHER[-1], -1).values)
     shape = (*probs_RKV.shape[:2], -1)
     return torch.cat(best).view(shape), torch.cat(squares).view(shape)
+
+
+def _one_later(x_RKn: Tensor) -> Tensor:
+    """Each slot's numbers at the slot behind it, zeros at the first."""
+    return torch.nn.functional.pad(x_RKn[:, :-1], (0, 0, 1, 0))
 
 
 @lru_cache
