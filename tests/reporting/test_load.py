@@ -12,8 +12,9 @@ import pytest
 
 from dspark.artifacts import write_artifact
 from dspark.errors import DataError
+from dspark.reporting.calibration_records import CalibrationCheck
 from dspark.reporting.load import load
-from dspark.reporting.records import CalibrationCheck, Demo, Eval, HeadCost
+from dspark.reporting.records import Demo, Eval, HeadCost
 from result_files import (
     PROVENANCE,
     eval_row,

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dspark.calibration.collect import Collected, OnProgress, about, collect, in_check
+from dspark.calibration.collect import Collected, OnProgress, about, collect
+from dspark.calibration.prompts import in_check
 from dspark.calibration.rounds import Rounds
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt

@@ -20,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dspark.artifacts import atomic_write_bytes
-from dspark.calibration.collect import MAX_PROMPT, OnProgress, Progress, in_check, submit
+from dspark.calibration.collect import OnProgress, Progress
+from dspark.calibration.prompts import MAX_PROMPT, in_check, submit
 from dspark.core import DraftBlock, Request, SamplingParams, Verdict
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
@@ -139,7 +140,7 @@ class _Job:
         self.engine, self.drafter, self.folder = engine, drafter, folder
         engine.runner.on_verdict = self._watch
         self.parts = sorted(folder.glob("part-*.safetensors"))
-        self.kept = dict(pair for path in self.parts for pair in _read_prompts(path))
+        self.kept = dict(pair for path in self.parts for pair in _read(path, rows=False).prompts)
         self.open: dict[Request, _Answer] = {}
         self.finished: list[_Answer] = []
         self.skipped = 0
@@ -219,10 +220,6 @@ def _goal(target_RKV: Tensor, probs_RKV: Tensor, ids_RK: Tensor, drafter: DSpark
     passed_RK = ratio_RK1.squeeze(-1).clamp(max=1).cumprod(1)
     before_RK = torch.cat([torch.ones_like(passed_RK[:, :1]), passed_RK[:, :-1]], 1)
     return before_RK * overlap(target_RKV, probs_RKV, drafter.d2t).clamp(0, 1)
-
-
-def _read_prompts(path: Path) -> list[tuple[str, int]]:
-    return _read(path, rows=False).prompts
 
 
 def _read(path: Path, rows: bool = True) -> ClueRounds:

@@ -18,8 +18,12 @@ from dspark.cli.common import (
     DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
+    LongestAnswerOption,
+    SlotsOption,
     TargetOption,
     ThreadsOption,
+    TopKOption,
+    TopPOption,
     check_writable,
     find_drafter,
     load_calibration,
@@ -43,9 +47,9 @@ def command(
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Smallest set with this mass; 1 keeps all.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Most likely tokens kept; 0 keeps all.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    max_new_tokens: LongestAnswerOption = 256,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Prompts in all, spread over the domains.")
     ] = None,
@@ -57,7 +61,7 @@ def command(
         float, typer.Option(min=0, max=1, help="Share of the prompts kept out of fitting.")
     ] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Decides order of prompts and draws.")] = 0,
-    slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 32,
+    slots: SlotsOption = 32,
     dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     check_only: Annotated[
@@ -95,9 +99,10 @@ def command(
         if path is not None:
             check_writable(path)
     from dspark.calibration import calibrate, collect
+    from dspark.calibration.prompts import choose_prompts
 
     sources, excluded = [[find_data(name) for name in names] for names in (data, exclude or [])]
-    prompts = collect.choose_prompts(sources, excluded, limit, seed)
+    prompts = choose_prompts(sources, excluded, limit, seed)
     identity = {"drafter": home.sha256, "target": target, "dtype": dtype}
     identity |= {"confidence": sha256_file(home.head)} if home.head else {}
     part = collect.part_file(prompts, params, seed, **identity)

@@ -65,6 +65,14 @@ DtypeOption = Annotated[
         callback=concrete_dtype,
     ),
 ]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Smallest set of tokens with this mass; 1 keeps all.")
+]
+TopKOption = Annotated[int, typer.Option("--top-k", help="Most likely tokens kept; 0 keeps all.")]
+LongestAnswerOption = Annotated[
+    int, typer.Option("--max-new-tokens", help="Longest answer in tokens.")
+]
+SlotsOption = Annotated[int, typer.Option("--slots", min=1, help="Answers made at the same time.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="Processor threads; unset takes all cores.")
 ]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
@@ -20,12 +18,17 @@ from dspark.cli.common import (
     DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
+    LongestAnswerOption,
+    SlotsOption,
     TargetOption,
     ThreadsOption,
+    TopKOption,
+    TopPOption,
     check_writable,
     find_drafter,
     load_calibration,
     load_models,
+    passing_bar,
 )
 from dspark.core import SamplingParams
 from dspark.errors import ConfigError
@@ -45,14 +48,14 @@ def command(
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     temperature: Annotated[float, typer.Option(help="Above 0: greedy drafts draw nothing.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Smallest set with this mass; 1 keeps all.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Most likely tokens kept; 0 keeps all.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    max_new_tokens: LongestAnswerOption = 256,
     rounds: Annotated[
         int, typer.Option(min=1, help="To fit and judge with; each takes some 10 KB of memory.")
     ] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Decides prompts, draws, first weights.")] = 0,
-    slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 32,
+    slots: SlotsOption = 32,
     dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
@@ -85,6 +88,7 @@ def command(
     if folder is None:
         raise ConfigError("There is no head to fit without a drafter", fix="Name a drafter")
     from dspark.calibration import collect, confidence
+    from dspark.calibration.prompts import choose_prompts
     from dspark.models.checkpoint import WEIGHTS
     from dspark.models.informed import FILE, save_informed
     from dspark.tables.calibration import FILE as CALIBRATION
@@ -94,15 +98,19 @@ def command(
     sources, kept, excluded = (
         [find_data(name) for name in names or []] for names in (data, only, exclude)
     )
-    prompts = collect.choose_prompts(sources, excluded, seed=seed, only=kept)
+    prompts = choose_prompts(sources, excluded, seed=seed, only=kept)
     model, draft_model = load_models(target, drafter, dtype, threads)
     weights = folder / WEIGHTS
     sha256 = sha256_file(weights)
     table = load_calibration(folder, sha256)
     identity = {"drafter": sha256, "target": target, "dtype": dtype}
     parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
-    with _bars() as bars:
-        collecting, fitting = bars.add_task("rounds", total=rounds), bars.add_task("steps", total=0)
+    with passing_bar() as bar:
+        task = bar.add_task("starting", total=rounds)
+
+        def show(what: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{done} of {total} {what}", completed=done, total=total)
+
         try:
             head, result = confidence.run(
                 model,
@@ -113,11 +121,11 @@ def command(
                 rounds=rounds,
                 slots=slots,
                 seed=seed,
-                on_progress=lambda now: bars.update(collecting, completed=now.fit_rounds),
-                on_step=lambda n, all_: bars.update(fitting, completed=n, total=all_),
+                on_progress=lambda now: show("rounds", now.fit_rounds, rounds),
+                on_step=lambda done, steps: show("steps of the fit", done, steps),
             )
         except KeyboardInterrupt:
-            bars.print("finished answers are kept; run again to resume")
+            bar.print("finished answers are kept; run again to resume")
             raise
     record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, weights])
     if table is not None:  # before the head, since a table without entries goes with any
@@ -132,16 +140,6 @@ def command(
     console.print(figures(result))
     console.print(escape(f"written to {path}"), soft_wrap=True)
     print("now run `dspark calibrate` with prompts that were not used here")
-
-
-def _bars() -> Progress:
-    """Progress bars on standard error."""
-    return Progress(
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}"),
-        TimeElapsedColumn(),
-        console=Console(file=sys.stderr),
-    )
 
 
 def figures(result: dict[str, Any]) -> Table:

@@ -18,6 +18,7 @@ from dspark.cli.common import (
     DEFAULT_DTYPE,
     DrafterOption,
     DtypeOption,
+    LongestAnswerOption,
     PolicyOption,
     TargetOption,
     ThreadsOption,
@@ -42,7 +43,7 @@ def command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Prompts in all, spread over the domains.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 160,
+    max_new_tokens: LongestAnswerOption = 160,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     compare: Annotated[

@@ -15,6 +15,7 @@ from dspark.cli.common import (
     DrafterOption,
     DtypeOption,
     PolicyOption,
+    SlotsOption,
     TargetOption,
     ThreadsOption,
     find_drafter,
@@ -44,7 +45,7 @@ def command(
         str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    slots: Annotated[int, typer.Option(min=1, help="Answers made at the same time.")] = 16,
+    slots: SlotsOption = 16,
     max_len: Annotated[
         int, typer.Option(min=2, help="Longest text in tokens, prompt included.")
     ] = 2048,

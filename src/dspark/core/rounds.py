@@ -92,7 +92,8 @@ class DraftBlock:
         draft_probs_RKV: the distributions they were drawn from, over the draft vocabulary,
             float32; None when every request is greedy.
         confidence_RK: c_k, the probability that slot k survives given that the slots before
-            it did; None without a confidence head.
+            it did; None without a confidence head. An informed head's may also mend what those
+            before it said, now that their tokens are drawn.
         lengths: drafted tokens of each request that count; None where all do.
         clues_RKC: what an informed confidence head goes by, where somebody asked for it.
     """

@@ -14,9 +14,8 @@ from pydantic import ValidationError
 
 from dspark.artifacts import read_jsonl, sha256_file
 from dspark.errors import DataError
+from dspark.reporting.calibration_records import CalibrationCheck, ConfidenceFit
 from dspark.reporting.records import (
-    CalibrationCheck,
-    ConfidenceFit,
     Demo,
     Eval,
     HeadCost,

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from dspark.reporting import series
+from dspark.reporting.calibration_records import CalibrationCheck
 from dspark.reporting.evidence import COMMANDS, LENGTH, Evidence, ends
 from dspark.reporting.figures import Curve, Panel, draw_panels, kind_curves
 from dspark.reporting.page import Block, Missing, Picture
-from dspark.reporting.records import UNKNOWN, CalibrationCheck
+from dspark.reporting.records import UNKNOWN
 from dspark.reporting.series import Line, Point
 from dspark.reporting.style import DASHES, DOMAIN_COLOURS, KIND_MARKERS, PLAIN, ramp
 from dspark.reporting.tables import number

@@ -16,10 +16,11 @@ from dspark.reporting import (
     system,
     tables,
 )
+from dspark.reporting.calibration_records import CalibrationCheck, ConfidenceFit
 from dspark.reporting.evidence import COMMANDS, Evidence
 from dspark.reporting.load import Source
 from dspark.reporting.page import Block, Facts, Missing, Section, numbered
-from dspark.reporting.records import CalibrationCheck, ConfidenceFit, Demo, Eval, Load, Peers
+from dspark.reporting.records import Demo, Eval, Load, Peers
 from dspark.reporting.series import Line
 from dspark.reporting.tables import Table, texts
 

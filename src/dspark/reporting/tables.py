@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dspark.maths.never_worse import LIMITS
+from dspark.reporting.calibration_records import CalibrationCheck, ConfidenceFit
 from dspark.reporting.load import Results
-from dspark.reporting.records import CalibrationCheck, ConfidenceFit, Demo, HeadCost, Load, Peers
+from dspark.reporting.records import Demo, HeadCost, Load, Peers
 from dspark.reporting.series import Line, datasets, domains, labels
 from dspark.reporting.serving import LoadLine, Match, load_labels, never_worse
 
