@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,79 +13,190 @@ from pathlib import Path
 
 import pytest
 
-from dspark.native import build
+from dspark import native
+from dspark.native import build, compiling
 
 TRY = """
-import warnings, torch
+import os, warnings, torch
 from dspark import native
 from dspark.models.layers import PackedLinear
+from dspark.native import compiling
+compiling.TIMEOUT_S = float(os.environ.get("TIMEOUT", compiling.TIMEOUT_S))
+compiling.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in compiling.FLAGS)  # soon done
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     linear = PackedLinear(torch.eye(4))
     PackedLinear(torch.eye(4))
 with torch.inference_mode():
     print(linear(torch.arange(4.0)[None])[0].tolist(), linear.packed is not None)
-print(native.describe())
+print(native.current(), "|", native.describe())
 print(len(seen), *(warning.message for warning in seen))
 """
+RIGHT = "[0.0, 1.0, 2.0, 3.0]"
 
 
 def run(**env: str) -> list[str]:
     """What a fresh process prints when it packs and multiplies."""
+    inherited = {name: value for name, value in os.environ.items() if name != "DSPARK_KERNELS"}
     done = subprocess.run(
         [sys.executable, "-c", TRY],
-        env=os.environ | env,
+        env=inherited | env,
         capture_output=True,
         text=True,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     return done.stdout.splitlines()
 
 
-needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler here")
+def compiler_that(script: str, path: Path) -> str:
+    """A compiler that knows its version and else does as told."""
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\n{script}\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
 
 
-@needs_compiler
-def test_two_processes_at_once_compile_into_an_empty_cache(tmp_path: Path) -> None:
+needs_kernels = pytest.mark.skipif(build.library() is None, reason="no C++ compiler here")
+BEST = native.usable()[-1]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder into which two processes compiled at once."""
+    cache = tmp_path_factory.mktemp("cache")
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(run, DSPARK_CACHE=str(tmp_path)) for _ in range(2)]
+        jobs = [pool.submit(run, DSPARK_CACHE=str(cache)) for _ in range(2)]
     for job in jobs:
-        assert job.result() == ["[0.0, 1.0, 2.0, 3.0] True", "ready", "0"]
-    assert [path.suffix for path in (tmp_path / "native").iterdir()] == [".so"]
+        lines = job.result()
+        assert lines[0] == f"{RIGHT} True"
+        assert lines[1].startswith(f"{BEST} |")
+        assert lines[2] == "0"
+    return cache
+
+
+@needs_kernels
+def test_two_processes_at_once_compile_into_an_empty_cache(compiled: Path) -> None:
+    files = sorted(path.suffix for path in (compiled / "native").iterdir())
+    assert files in ([".lock", ".sha256", ".so"], [".sha256", ".so"])
+
+
+@needs_kernels
+@pytest.mark.parametrize("level", native.usable()[1:])
+def test_every_level_can_be_asked_for(level: str, compiled: Path) -> None:
+    lines = run(DSPARK_CACHE=str(compiled), DSPARK_KERNELS=level)
+    assert lines[0] == f"{RIGHT} True"
+    assert lines[1].startswith(f"{level} |")
+    assert lines[2] == "0"
+
+
+@needs_kernels
+@pytest.mark.parametrize(("asked", "what"), [("avx3", "is no level"), ("neon", "does not run")])
+def test_a_level_that_is_not_here_is_named_and_the_best_one_serves(
+    asked: str, what: str, compiled: Path
+) -> None:
+    if asked in native.usable():
+        asked = "avx2"
+    lines = run(DSPARK_CACHE=str(compiled), DSPARK_KERNELS=asked)
+    assert lines[0] == f"{RIGHT} True"
+    assert lines[1].startswith(f"{BEST} |")
+    assert lines[2].startswith(f"1 DSPARK_KERNELS={asked} {what}")
+
+
+@needs_kernels
+@pytest.mark.parametrize("damage", ["half", "foreign"])
+def test_a_damaged_library_is_made_again(damage: str, compiled: Path, tmp_path: Path) -> None:
+    shutil.copytree(compiled, tmp_path / "cache")
+    (library,) = (tmp_path / "cache" / "native").glob("*.so")
+    if damage == "half":
+        library.write_bytes(library.read_bytes()[:5000])
+    else:
+        other = next(Path("/").glob(f"usr/lib*/**/{ctypes.util.find_library('m')}"))
+        shutil.copyfile(other, library)
+        check = library.with_suffix(compiling.CHECK)
+        check.write_text(compiling.content_hash(library))
+    lines = run(DSPARK_CACHE=str(tmp_path / "cache"))
+    assert lines[0] == f"{RIGHT} True"
+    assert lines[2] == "0"
+    assert build.load(library)
+
+
+@needs_kernels
+def test_a_cache_that_cannot_be_written_costs_a_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    lines = run(DSPARK_CACHE=str(tmp_path / "file" / "cache"))
+    assert lines[0] == f"{RIGHT} True"
+    assert lines[2].startswith("1 The processor kernels are compiled for this run alone")
 
 
 def test_left_out_by_choice(tmp_path: Path) -> None:
-    lines = run(DSPARK_CACHE=str(tmp_path), DSPARK_NATIVE="0")
-    assert lines == ["[0.0, 1.0, 2.0, 3.0] False", "left out (DSPARK_NATIVE=0)", "0"]
+    lines = run(DSPARK_CACHE=str(tmp_path), DSPARK_KERNELS="torch")
+    assert lines[0] == f"{RIGHT} False"
+    assert lines[1] == "torch | left out (DSPARK_KERNELS=torch); PyTorch's operations serve"
+    assert lines[2] == "0"
     assert not list(tmp_path.iterdir())
 
 
 def test_no_compiler_needs_no_word(tmp_path: Path) -> None:
     lines = run(DSPARK_CACHE=str(tmp_path), PATH=str(tmp_path), CXX="")
-    assert lines[0] == "[0.0, 1.0, 2.0, 3.0] False"
-    assert lines[1:] == ["no C++ compiler found; PyTorch's operations serve", "0"]
+    assert lines[0] == f"{RIGHT} False"
+    assert lines[1:] == ["torch | no C++ compiler found; PyTorch's operations serve", "0"]
 
 
-def test_a_compiler_that_fails_is_named_once(tmp_path: Path) -> None:
-    broken = tmp_path / "broken-compiler"
-    broken.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no such flag" >&2\nexit 1\n'
-    )
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    lines = run(DSPARK_CACHE=str(tmp_path / "cache"), CXX=str(broken))
-    assert lines[0] == "[0.0, 1.0, 2.0, 3.0] False"
-    assert "cannot be compiled" in lines[1]
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+def test_a_compiler_that_does_not_do_it_is_named_once(fault: str, tmp_path: Path) -> None:
+    script = 'echo "no such flag" >&2; exit 1' if fault == "fails" else "exec sleep 600"
+    broken = compiler_that(script, tmp_path / "compiler")
+    lines = run(DSPARK_CACHE=str(tmp_path / "cache"), CXX=broken, TIMEOUT="1")
+    assert lines[0] == f"{RIGHT} False"
+    assert lines[1].startswith("torch |")
     assert lines[2].startswith("1 The processor kernels could not be compiled with")
-    assert "no such flag" in lines[2]
-    assert not list((tmp_path / "cache" / "native").iterdir())
+    assert ("no such flag" if fault == "fails" else "took longer than 1 s") in lines[2]
+    assert not list((tmp_path / "cache" / "native").glob("*.so"))
 
 
-@needs_compiler
-def test_another_source_is_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = build.find_compiler()
+@needs_kernels
+def test_a_level_that_the_compiler_cannot_make_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = compiling.find_compiler()
+    assert real is not None
+    old = compiler_that(f'case "$*" in *{BEST}*) exit 1;; esac; exec {real} "$@"', tmp_path / "old")
+    if len(native.usable()) < 3:
+        pytest.skip("one level alone")
+    monkeypatch.setattr(compiling, "FLAGS", (*compiling.FLAGS, "-O0"))
+    made = compiling.compile_library(old, tmp_path / "library.so")
+    assert made
+    assert BEST not in made
+    assert build.load(tmp_path / "library.so")
+
+
+@needs_kernels
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm on this machine")
+@pytest.mark.parametrize("level", native.usable()[1:])
+def test_levels_share_no_function(level: str, tmp_path: Path) -> None:
+    """Of functions with one name the linker keeps one, whichever instructions it was made of."""
+    compiler, out = compiling.find_compiler(), tmp_path / "level.o"
     assert compiler is not None
-    first = build.digest(compiler)
-    assert build.digest(compiler) == first
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-g"))
-    assert build.digest(compiler) != first
+    flags = ["-std=c++17", "-O0", *compiling.LEVELS[compiling.machine()][level]]
+    source = str(compiling.HERE / compiling.LEVEL)
+    subprocess.run(
+        [compiler, *flags, f"-DDSPARK_LEVEL={level}", "-c", source, "-o", str(out)], check=True
+    )
+    listed = subprocess.run(
+        ["nm", "-C", "--defined-only", str(out)], check=True, capture_output=True, text=True
+    )
+    symbols = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    shared = [
+        name for _, kind, name in symbols if kind in "WVu" and f"dspark::{level}::" not in name
+    ]
+    assert not shared
+    assert any(kind == "W" for _, kind, _ in symbols)
+
+
+@needs_kernels
+def test_another_source_is_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = compiling.digest("compiler")
+    assert compiling.digest("compiler") == first
+    assert compiling.digest("another") != first
+    monkeypatch.setattr(compiling, "FLAGS", (*compiling.FLAGS, "-g"))
+    assert compiling.digest("compiler") != first

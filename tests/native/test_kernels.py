@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dspark import native
-from dspark.native import ops
 
-pytestmark = pytest.mark.skipif(ops.kernels() is None, reason="no C++ compiler on this machine")
+pytestmark = pytest.mark.usefixtures("level")
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 TYPES = pytest.mark.parametrize("dtype", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
@@ -65,6 +64,58 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype, th
     torch.set_num_threads(threads)
     for rows in range(2, 41):
         assert torch.equal(native.linear(x[:rows], product), alone[:rows])
+
+
+@TYPES
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 64), (17, 32), (130, 96), (5, 576)])
+def test_products_of_eight_bits_are_exact(dtype: torch.dtype, outputs: int, inputs: int) -> None:
+    """Sums of whole numbers: what rounding to bytes loses is all that is lost."""
+    weight = torch.randn(outputs, inputs).to(dtype)
+    weight[0] = 0
+    product = native.pack(weight, eight_bits=True)
+    assert product is not None
+    whole, scale = rounded(weight)
+    for rows in (1, 3, 6, 7, 9, 20):
+        x = torch.randn(rows, inputs).to(dtype) * 3
+        x[rows // 2] = 0
+        mine, mine_scale = rounded(x)
+        exact = (mine @ whole.T) * mine_scale * scale.T
+        near(native.linear(x, product), exact, scale=0.1)
+        bias, residual = torch.randn(outputs).to(dtype), torch.randn(rows, outputs).to(dtype)
+        both = exact + bias.double() + residual.double()
+        near(native.linear(x, product, bias, residual), both, scale=0.1)
+
+
+def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as whole numbers within 127, and the factor of each row."""
+    top = x.float().abs().amax(-1, keepdim=True)
+    most = torch.full_like(top, 127.0)  # a number over a tensor would go by its reciprocal
+    factor = torch.where(top > 0, most / top, torch.zeros(()))
+    return (x.float() * factor).round().double(), (top / 127).double()
+
+
+@TYPES
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_of_eight_bits_does_not_depend_on_the_others(
+    dtype: torch.dtype, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    product = native.pack(torch.randn(320, 128).to(dtype), eight_bits=True)
+    assert product is not None
+    x = torch.randn(40, 128).to(dtype)
+    alone = torch.cat([native.linear(row[None], product) for row in x])
+    for rows in (2, 5, 7, 40):
+        assert torch.equal(native.linear(x[:rows], product), alone[:rows])
+
+
+def test_eight_bits_give_the_same_numbers_at_every_level() -> None:
+    x, weight = torch.randn(7, 96), torch.randn(40, 96)
+    product, found = native.pack(weight, eight_bits=True), []
+    assert product is not None
+    for name in native.usable()[1:]:
+        native.use(name)
+        found.append(native.linear(x, product))
+    assert all(torch.equal(found[0], other) for other in found)
 
 
 def test_products_of_more_dimensions_and_odd_strides() -> None:

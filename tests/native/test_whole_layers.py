@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from dspark import native
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
 from dspark.models.kv_cache import Rows
 from dspark.models.layers import pack_linears
 from dspark.models.target import LeanTarget, load_target
-from dspark.native import ops
 from fakes import tiny_target_folder
 from scripted import random_drafter
 
-pytestmark = pytest.mark.skipif(ops.kernels() is None, reason="no C++ compiler on this machine")
+pytestmark = pytest.mark.usefixtures("level")
 
 SIZES = {"hidden": 96, "heads": 6, "kv_heads": 2}  # heads of 16 numbers
 
@@ -52,11 +52,9 @@ def test_a_stack_is_its_layers_one_by_one(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_without_kernels_the_numbers_are_the_same(
-    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_kernels_the_numbers_are_the_same(tmp_path: Path, family: str) -> None:
     with_kernels = outputs(target(tmp_path, family))
-    monkeypatch.setattr(ops, "kernels", lambda: None)
+    native.use(native.TORCH)
     bare = target(tmp_path, family)
     assert bare.model.stack is None
     for one, other in zip(with_kernels, outputs(bare), strict=True):

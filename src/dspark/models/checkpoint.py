@@ -169,11 +169,12 @@ def load_drafter(
 
 
 def drafting_dtype(target: Target) -> torch.dtype:
-    """What to draft in: bfloat16 for a float32 target too, where our kernels have instructions
-    for it. Drafts are guesses, and half the bytes take half the time to read.
+    """What to draft in: bfloat16 for a float32 target too, where our kernels serve.
+
+    Drafts are guesses, and half the bytes take half the time to read.
     """
     lighter = target.dtype is torch.float32 and target.device.type == "cpu"
-    if lighter and native.describe() == "ready" and torch.cpu._is_avx512_bf16_supported():
+    if lighter and native.kernels() is not None:
         return torch.bfloat16
     return target.dtype
 

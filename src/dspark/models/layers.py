@@ -23,12 +23,15 @@ for _limit in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 
 
 def can_reorder(weight: Tensor) -> bool:
-    """Whether oneDNN's pre-packed linear serves this weight (CPU, float32 or bfloat16)."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-    )
+    """Whether oneDNN's pre-packed linear serves this weight.
+
+    On a CPU, in float32, and in bfloat16 where the processor has instructions that oneDNN's needs.
+    """
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype is torch.float32
 
 
 # Rows that oneDNN's layout is chosen for: a draft to verify. 2 % faster than its layout for
@@ -46,14 +49,17 @@ class PackedLinear(nn.Module):
     Args:
         weight: [out, in].
         bias: [out] or None.
+        eight_bits: round the weight's rows to bytes, where the kernels serve it (``native.pack``).
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, eight_bits: bool = False
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
-        self.packed = native.pack(weight)
+        self.packed = native.pack(weight, eight_bits)
         self.reordered = self.packed is None and can_reorder(weight)
         if self.packed is not None:
             weight = self.packed.data

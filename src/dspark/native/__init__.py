@@ -1,12 +1,13 @@
-"""Kernels of our own for decoding on a processor, compiled on the user's machine at first use.
+"""Kernels of our own for decoding on a processor, one level for each kind of instructions.
 
-Where there is no compiler, or another device, PyTorch's operations do the same work slower. What
-the kernels add to speed is that a row's numbers never depend on the rows beside it
-(``vectors.h``), so that a text is the same in any batch, in bfloat16 too.
+A wheel carries them, or the user's machine compiles them at first use; the best level that runs is
+used, or a measured one (``models.choice``). Where there is none, or on another device, PyTorch's
+operations do the same work slower. What the kernels add to speed is that a row's numbers never
+depend on the rows beside it (``vectors.h``): a text is the same in any batch, in bfloat16 too.
 """
 
-from dspark.native.build import describe
 from dspark.native.layer import LayerParts, NativeBatch, NativeContext, NativeStack, addresses
+from dspark.native.levels import TORCH, current, describe, forced, kernels, usable, use
 from dspark.native.ops import (
     Biases,
     Packed,
@@ -24,6 +25,7 @@ from dspark.native.ops import (
 )
 
 __all__ = [
+    "TORCH",
     "Biases",
     "LayerParts",
     "NativeBatch",
@@ -34,13 +36,18 @@ __all__ = [
     "argmax",
     "attend",
     "can_attend",
+    "current",
     "describe",
     "follow",
+    "forced",
     "gate",
+    "kernels",
     "linear",
     "pack",
     "rms_norm",
     "rotate",
     "serves",
     "spent",
+    "usable",
+    "use",
 ]

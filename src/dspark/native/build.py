@@ -1,102 +1,90 @@
-"""Compiles the kernels for this processor, once, and loads them."""
+"""Finds the compiled kernels, or compiles them once, and loads them."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from dspark import artifacts
+from filelock import FileLock, Timeout
 
-HERE = Path(__file__).parent
-SOURCES = ("linear.cpp", "attention.cpp", "rowwise.cpp", "choice.cpp", "layer.cpp")
-HEADERS = ("kernels.h", "vectors.h")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
-SWITCH = "DSPARK_NATIVE"  # 0 leaves the kernels out
+from dspark import artifacts
+from dspark.native import compiling
+
+# Another process that compiles is waited for as long as compiling may take.
+LOCK_S = 2.0 * compiling.TIMEOUT_S
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be had (with a warning, if unexpected)."""
-    if os.environ.get(SWITCH) == "0":
+    if compiling.machine() not in compiling.LEVELS:
         return None
-    compiler = find_compiler()
+    with suppress(OSError):
+        return load(compiling.shipped())
+    compiler = compiling.find_compiler()
     if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(compiled(compiler)))
+        return _kept(compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        warnings.warn(
+        _warn(
             f"The processor kernels could not be compiled with {compiler}, so decoding is slower: "
-            f"{' '.join(output.split())[:300]} ({SWITCH}=0 leaves them out)",
-            stacklevel=2,
+            f"{_reason(error)}"
         )
         return None
 
 
-def find_compiler() -> str | None:
-    """A C++ compiler: `$CXX`, else g++ or clang++ on the path."""
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and (found := shutil.which(name)):
-            return found
-    return None
-
-
-def compiled(compiler: str) -> Path:
-    """The shared library for this processor in the cache folder, compiled where it is missing.
+def load(path: Path) -> ctypes.CDLL:
+    """A library of kernels.
 
     Raises:
-        OSError: the cache folder cannot be written, or the compiler not run.
-        subprocess.SubprocessError: it failed or took too long.
+        OSError: it is missing, half-written, for another processor, or something else.
     """
-    folder = artifacts.cache_dir() / "native"
-    path = folder / f"{digest(compiler)}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made = Path(work) / path.name
-        sources = [str(HERE / name) for name in SOURCES]
-        subprocess.run(
-            [compiler, *FLAGS, *sources, "-o", str(made)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        made.replace(path)  # whole or not at all: another process may look for it
-    return path
+    expected = path.with_suffix(compiling.CHECK).read_text(encoding="utf-8")
+    if compiling.content_hash(path) != expected or b"dspark_level" not in path.read_bytes():
+        raise OSError(f"{path} is damaged, or no library of kernels")
+    return ctypes.CDLL(str(path))
 
 
-def digest(compiler: str) -> str:
-    """What the library depends on: sources, flags, compiler, the processor's instructions."""
+def _kept(compiler: str) -> ctypes.CDLL:
+    """The library in the cache folder, compiled where it is missing or damaged."""
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
-    parts = [*FLAGS, compiler, version, artifacts.cpu_model(), _instructions()]
-    parts += [(HERE / name).read_text(encoding="utf-8") for name in SOURCES + HEADERS]
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def _instructions() -> str:
+    folder = artifacts.cache_dir() / "native"
+    path = folder / f"{compiling.machine()}-{compiling.digest(compiler, version)}.so"
+    with suppress(OSError):
+        return load(path)
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.lower().startswith(("flags", "feat"))), "")
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_S)
+        lock.acquire()
+    except (OSError, Timeout) as error:
+        _warn(f"The processor kernels are compiled for this run alone: {error}")
+        with tempfile.TemporaryDirectory() as work:
+            own = Path(work) / path.name
+            compiling.compile_library(compiler, own)
+            return load(own)
+    try:
+        with suppress(OSError):  # another process was faster
+            return load(path)
+        compiling.compile_library(compiler, path)
+        return load(path)
+    finally:
+        lock.release()
 
 
-def describe() -> str:
-    """What `dspark doctor` says of the kernels."""
-    if os.environ.get(SWITCH) == "0":
-        return f"left out ({SWITCH}=0)"
-    if find_compiler() is None:
-        return "no C++ compiler found; PyTorch's operations serve"
-    return "ready" if library() is not None else "cannot be compiled; PyTorch's operations serve"
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"it took longer than {error.timeout:.0f} seconds"
+    output = getattr(error, "stderr", None) or str(error)
+    return " ".join(output.split())[:300]
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Whole decoder layers in one call (``layer.cpp``).
+"""Whole decoder layers in one call (``layers.h``).
 
 Suffixes: T packed rows, D hidden, O outputs of a product, P head_dim.
 """
@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dspark.native.ops import DTYPES, LANES, Packed, kernels
+from dspark.native.levels import kernels
+from dspark.native.ops import DTYPES, PANEL, Packed
 
 _Fields = list[tuple[str, type[Any]]]
 
@@ -27,11 +28,11 @@ def _fields(**kinds: str) -> _Fields:
 
 
 class _Layer(Structure):
-    """``kernels.h``, Layer."""
+    """``table.h``, Layer."""
 
     _fields_: ClassVar[_Fields] = _fields(
-        c_void_p="norm_in qkv qkv_bias norm_q norm_k out out_bias norm_mlp gate_up gate_up_bias "
-        "down down_bias",
+        c_void_p="qkv out gate_up down norm_in qkv_bias norm_q norm_k out_bias norm_mlp "
+        "gate_up_bias down_bias",
         c_long="hidden heads kv_heads size inner",
         c_int="is_bf16 silu",
         c_float="eps scale",
@@ -39,22 +40,22 @@ class _Layer(Structure):
 
 
 class _Context(Structure):
-    """``kernels.h``, Context."""
+    """``table.h``, Context."""
 
     _fields_: ClassVar[_Fields] = _fields(
-        c_void_p="fc norm kv norms_k",
-        c_long="features hidden layers kv_heads size",
+        c_void_p="fc kv norm norms_k",
+        c_long="hidden layers kv_heads size",
         c_int="is_bf16",
         c_float="eps",
     )
 
 
 class _Batch(Structure):
-    """``kernels.h``, Batch."""
+    """``table.h``, Batch."""
 
     _fields_: ClassVar[_Fields] = _fields(
         c_void_p="cos sin slots positions firsts stops",
-        c_long="rows cache_slots max_len",
+        c_long="rows tall cache_slots max_len",
         c_int="threads",
     )
 
@@ -116,10 +117,10 @@ class NativeStack:
 def _served(parts: LayerParts) -> bool:
     products = (parts.qkv, parts.out, parts.gate_up, parts.down)
     norms = (parts.norm_in, parts.norm_mlp, parts.norm_q, parts.norm_k)
-    if any(product is None for product in products) or parts.head_dim % LANES:
+    if any(product is None for product in products) or parts.head_dim % PANEL:
         return False
     assert parts.qkv is not None
-    dtype = parts.qkv.data.dtype
+    dtype = parts.qkv.dtype
     return all(norm is None or norm.dtype is dtype for norm in norms)
 
 
@@ -131,16 +132,16 @@ def _words(parts: LayerParts) -> _Layer:
     address = lambda tensor: None if tensor is None else tensor.data_ptr()  # noqa: E731
     return _Layer(
         norm_in=address(parts.norm_in),
-        qkv=address(parts.qkv.data),
+        qkv=parts.qkv.address,
         qkv_bias=address(parts.qkv_bias),
         norm_q=address(parts.norm_q),
         norm_k=address(parts.norm_k),
-        out=address(parts.out.data),
+        out=parts.out.address,
         out_bias=address(parts.out_bias),
         norm_mlp=address(parts.norm_mlp),
-        gate_up=address(parts.gate_up.data),
+        gate_up=parts.gate_up.address,
         gate_up_bias=address(parts.gate_up_bias),
-        down=address(parts.down.data),
+        down=parts.down.address,
         down_bias=address(parts.down_bias),
         hidden=parts.qkv.columns,
         heads=parts.heads,
@@ -177,11 +178,10 @@ class NativeContext:
         norms = addresses(norms_k)
         self._held: Any = (fc, norm, kv, norms_k, norms)  # what the addresses point to
         self.words = _Context(
-            fc.data.data_ptr(),
+            fc.address,
+            kv.address,
             norm.data_ptr(),
-            kv.data.data_ptr(),
             ctypes.cast(norms, ctypes.c_void_p),
-            fc.columns,
             fc.rows,
             len(norms_k),
             kv_heads,
@@ -217,6 +217,7 @@ class NativeBatch:
             *(x.data_ptr() for x in held),
             *([None] * (6 - len(held))),
             len(slots_T),
+            0,
             cache_slots,
             max_len,
             torch.get_num_threads(),
@@ -241,7 +242,7 @@ class NativeBatch:
         outs = {i: torch.empty_like(x_TD) for i in {*tap_ids, last}}
         between = [torch.empty_like(x_TD) for _ in range(2)]
         places = [outs[i] if i in outs else between[i % 2] for i in range(count)]
-        failed = kernels().dspark_layers(
+        failed = kernels().layers(
             stack.words,
             count,
             ctypes.byref(self._words),
@@ -258,7 +259,7 @@ class NativeBatch:
     ) -> None:
         """Keys and values of features into every layer's cache."""
         features_TM = features_TM.contiguous()
-        failed = kernels().dspark_context(
+        failed = kernels().context(
             ctypes.byref(context.words),
             ctypes.byref(self._words),
             features_TM.data_ptr(),

@@ -6,50 +6,18 @@ Suffixes: T packed rows, H heads, P head_dim.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dspark.native.build import library
+from dspark.native.levels import best, kernels
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-LANES = 16
-# kernels.h, Kind; in the words of ``evaluation.floor``.
+INT8 = 2  # of a weight, beside these
+PANEL = 16  # outputs that lie together in a packed weight; heads are multiples of it
+# table.h, Kind; in the words of ``evaluation.floor``.
 KINDS = ("matrix products", "attention", "norms", "choosing the token", "everything else")
-
-_ADDRESS, _SIZE, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-_SIGNATURES = {
-    "dspark_pack": (None, [_INT, *[_ADDRESS] * 2, *[_SIZE] * 2]),
-    "dspark_linear": (None, [_INT, *[_ADDRESS] * 5, *[_SIZE] * 3, _INT]),
-    "dspark_attend": (
-        _INT,
-        [_INT, *[_ADDRESS, _SIZE] * 3, *[_ADDRESS] * 7, *[_SIZE] * 6, ctypes.c_float, _INT],
-    ),
-    "dspark_norm": (None, [_INT, *[_ADDRESS] * 3, *[_SIZE] * 2, ctypes.c_float, _INT]),
-    "dspark_gate": (None, [_INT, *[_ADDRESS] * 2, *[_SIZE] * 2, _INT, _INT]),
-    "dspark_rotate": (
-        None,
-        [_INT, _ADDRESS, _SIZE, *[_ADDRESS] * 3, *[_SIZE] * 3, _INT],
-    ),
-    "dspark_argmax": (None, [_INT, *[_ADDRESS, _SIZE] * 2, _ADDRESS, *[_SIZE] * 2, _INT]),
-    "dspark_follow": (None, [_INT, *[_ADDRESS] * 4, *[_SIZE] * 3, _INT]),
-    "dspark_layers": (_INT, [_ADDRESS, _SIZE, *[_ADDRESS] * 5]),
-    "dspark_context": (_INT, [_ADDRESS] * 5),
-    "dspark_spent": (None, [_ADDRESS]),
-}
-
-
-@cache
-def kernels() -> Any:
-    """The library with its signatures, or None."""
-    found = library()
-    if found is not None:
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(found, name)
-            function.restype, function.argtypes = result, arguments
-    return found
 
 
 def serves(x: Tensor) -> bool:
@@ -62,34 +30,72 @@ def serves(x: Tensor) -> bool:
     )
 
 
-class Packed(NamedTuple):
-    """A weight matrix [rows, columns] in the kernels' layout."""
+class _Weight(ctypes.Structure):
+    """``table.h``, Weight."""
 
-    data: Tensor
-    rows: int
-    columns: int
+    _fields_: ClassVar[list[tuple[str, type[Any]]]] = [
+        *((name, ctypes.c_void_p) for name in ("data", "scales", "sums")),
+        ("out", ctypes.c_long),
+        ("in", ctypes.c_long),
+        ("type", ctypes.c_int),
+    ]
 
 
-def pack(weight_OI: Tensor) -> Packed | None:
-    """A weight laid out for :func:`linear`, or None where the kernels do not serve it."""
+class Packed:
+    """A weight matrix [rows, columns] in the kernels' layout, for every level.
+
+    Attributes:
+        dtype: of the inputs it is multiplied with.
+        address: of what the kernels read.
+        nbytes: memory it takes.
+    """
+
+    def __init__(self, weight_OI: Tensor, eight_bits: bool = False) -> None:
+        self.rows, self.columns = weight_OI.shape
+        self.dtype = weight_OI.dtype
+        whole = -(-self.rows // PANEL) * PANEL
+        self.data = torch.empty(
+            whole * self.columns, dtype=torch.int8 if eight_bits else self.dtype
+        )
+        scales = torch.empty(whole if eight_bits else 0)
+        sums = torch.empty(whole if eight_bits else 0, dtype=torch.int32)
+        self._words = _Weight(
+            self.data.data_ptr(),
+            scales.data_ptr() if eight_bits else None,
+            sums.data_ptr() if eight_bits else None,
+            self.rows,
+            self.columns,
+            INT8 if eight_bits else DTYPES[self.dtype],
+        )
+        self._held = scales, sums  # what the addresses point to
+        self.address = ctypes.addressof(self._words)
+        self.nbytes = sum(x.nbytes for x in (self.data, *self._held))
+        weight_OI = weight_OI.contiguous()
+        kernels().pack(
+            DTYPES[self.dtype], weight_OI.data_ptr(), self.address, torch.get_num_threads()
+        )
+
+
+def pack(weight_OI: Tensor, eight_bits: bool = False) -> Packed | None:
+    """A weight laid out for :func:`linear`, or None where the kernels do not serve it.
+
+    Args:
+        eight_bits: round each row to bytes with a scale of its own (symmetric); inputs are then
+            rounded the same way, and sums are exact.
+    """
     if weight_OI.device.type != "cpu" or weight_OI.dtype not in DTYPES or kernels() is None:
         return None
     rows, columns = weight_OI.shape
-    if columns % 2 or not rows:
+    if columns % (4 if eight_bits else 2) or not rows:
         return None
-    weight_OI = weight_OI.contiguous()
-    data = torch.empty(-(-rows // LANES) * LANES * columns, dtype=weight_OI.dtype)
-    kernels().dspark_pack(
-        DTYPES[weight_OI.dtype], weight_OI.data_ptr(), data.data_ptr(), rows, columns
-    )
-    return Packed(data, rows, columns)
+    return Packed(weight_OI, eight_bits)
 
 
 def linear(
     x: Tensor, weight: Packed, bias: Tensor | None = None, residual: Tensor | None = None
 ) -> Tensor:
     """``y = x Wᵀ (+ bias) (+ residual)``, x [..., columns] → [..., rows], summed in float32."""
-    assert x.dtype is weight.data.dtype
+    assert x.dtype is weight.dtype
     assert x.shape[-1] == weight.columns
     x = x.contiguous()
     y = torch.empty((*x.shape[:-1], weight.rows), dtype=x.dtype)
@@ -97,16 +103,15 @@ def linear(
         assert residual.shape == y.shape
         assert residual.dtype is x.dtype
         residual = residual.contiguous()
-    kernels().dspark_linear(
+    (kernels() or best()).linear(
         DTYPES[x.dtype],
-        weight.data.data_ptr(),
+        weight.address,
         x.data_ptr(),
         None if bias is None else bias.data_ptr(),
         None if residual is None else residual.data_ptr(),
         y.data_ptr(),
         x.numel() // weight.columns,
-        weight.rows,
-        weight.columns,
+        0,
         torch.get_num_threads(),
     )
     return y
@@ -114,7 +119,7 @@ def linear(
 
 def can_attend(like: Tensor, head_dim: int) -> bool:
     """Whether :func:`attend` serves a cache of this kind."""
-    return head_dim % LANES == 0 and serves(like)
+    return head_dim % PANEL == 0 and serves(like)
 
 
 def attend(
@@ -144,7 +149,7 @@ def attend(
     places = [x.contiguous() for x in (slots_T, positions_T, *seen)]
     q_THP, k_THP, v_THP = (_heads_together(x) for x in (q_THP, k_THP, v_THP))
     out = torch.empty(rows, heads * size, dtype=q_THP.dtype)
-    failed = kernels().dspark_attend(
+    failed = kernels().attend(
         DTYPES[q_THP.dtype],
         *(word for x in (q_THP, k_THP, v_THP) for word in (x.data_ptr(), x.stride(0))),
         keys.data_ptr(),
@@ -177,7 +182,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert weight.shape == (size,)
     x = x.contiguous()
     y = torch.empty_like(x)
-    kernels().dspark_norm(
+    kernels().norm(
         DTYPES[x.dtype],
         x.data_ptr(),
         weight.data_ptr(),
@@ -195,7 +200,7 @@ def gate(gate_up: Tensor, silu: bool) -> Tensor:
     gate_up = gate_up.contiguous()
     size = gate_up.shape[-1] // 2
     y = torch.empty((*gate_up.shape[:-1], size), dtype=gate_up.dtype)
-    kernels().dspark_gate(
+    kernels().gate(
         DTYPES[gate_up.dtype],
         gate_up.data_ptr(),
         y.data_ptr(),
@@ -213,7 +218,7 @@ def rotate(x_THP: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
     x_THP = _heads_together(x_THP)
     cos_T1P, sin_T1P = cos_T1P.contiguous(), sin_T1P.contiguous()
     y = torch.empty(x_THP.shape, dtype=x_THP.dtype)
-    kernels().dspark_rotate(
+    kernels().rotate(
         DTYPES[x_THP.dtype],
         x_THP.data_ptr(),
         x_THP.stride(0),
@@ -240,7 +245,7 @@ def argmax(x_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
         bias_NV = bias_NV if bias_NV.stride(1) == 1 else bias_NV.contiguous()
         bias, stride = bias_NV.data_ptr(), bias_NV.stride(0)
     places_N = torch.empty(len(x_NV), dtype=torch.int64)
-    kernels().dspark_argmax(
+    kernels().argmax(
         DTYPES[x_NV.dtype],
         x_NV.data_ptr(),
         x_NV.stride(0),
@@ -254,7 +259,7 @@ def argmax(x_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
 
 
 class Biases(ctypes.Structure):
-    """``kernels.h``, Biases."""
+    """``table.h``, Biases."""
 
     _fields_: ClassVar[list[tuple[str, type[Any]]]] = [
         *((name, ctypes.c_void_p) for name in ("rows", "place_of", "target_ids", "used")),
@@ -277,7 +282,7 @@ def follow(base_RKV: Tensor, biases: Biases, ids_RK: Tensor, done_R: Tensor) -> 
     assert base_RKV.is_contiguous()
     assert ids_RK.shape == (requests, slots + 1)
     assert ids_RK.is_contiguous()
-    kernels().dspark_follow(
+    kernels().follow(
         DTYPES[base_RKV.dtype],
         base_RKV.data_ptr(),
         ctypes.byref(biases),
@@ -294,5 +299,5 @@ def spent() -> dict[str, float]:
     """Seconds this thread has waited for kernels since the last call, by kind of work."""
     seconds = (ctypes.c_double * len(KINDS))()
     if kernels() is not None:
-        kernels().dspark_spent(seconds)
+        kernels().spent(seconds)
     return dict(zip(KINDS, seconds, strict=True))

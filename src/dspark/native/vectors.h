@@ -1,29 +1,43 @@
-// Sixteen numbers at a time, as compilers for any processor understand them.
+// As many numbers at a time as one register of the level holds, as compilers for any processor
+// understand them.
 //
 // Every kernel adds up one output in an order that depends on that output alone: not on the rows
 // beside it, on the tile it was worked out in or on the number of threads. So a request's numbers
-// are the same, bit for bit, whatever else is in the batch.
+// are the same, bit for bit, whatever else is in the batch. Between levels the order may differ.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
-#if defined(__AVX512BF16__)
+
+#if defined(__AVX512F__)
+#define DSPARK_BYTES 64
+#elif defined(__AVX2__)
+#define DSPARK_BYTES 32
+#else
+#define DSPARK_BYTES 16
+#endif
+
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define DSPARK_BF16_DOT 1  // the processor multiplies pairs of bfloat16
 #else
 #define DSPARK_BF16_DOT 0
 #endif
 
-namespace dspark {
+namespace dspark::DSPARK_LEVEL {
 
-constexpr long LANES = 16;
-typedef float floats __attribute__((vector_size(64)));
-typedef int32_t ints __attribute__((vector_size(64)));
-typedef uint32_t words __attribute__((vector_size(64)));
-typedef uint16_t shorts __attribute__((vector_size(32)));
+constexpr long LANES = DSPARK_BYTES / 4;
+constexpr long PANEL = 16;  // outputs that lie together in a packed weight, at every level
+constexpr int VECTORS = PANEL / LANES;
+typedef float floats __attribute__((vector_size(DSPARK_BYTES)));
+typedef int32_t ints __attribute__((vector_size(DSPARK_BYTES)));
+typedef uint32_t words __attribute__((vector_size(DSPARK_BYTES)));
+typedef uint16_t shorts __attribute__((vector_size(DSPARK_BYTES / 2)));
 
 struct bf16 {
     uint16_t bits;
@@ -36,6 +50,8 @@ inline To bits_of(From value) {
     std::memcpy(&result, &value, sizeof(To));
     return result;
 }
+
+inline long smaller(long a, long b) { return a < b ? a : b; }
 
 inline floats all(float value) { return value - floats{}; }
 
@@ -54,12 +70,14 @@ inline floats load(const bf16* at) {
 inline void store(float* at, floats v) { std::memcpy(at, &v, sizeof v); }
 
 inline void store(bf16* at, floats v) {  // to the nearest, ties to even
-#if DSPARK_BF16_DOT
+#if defined(__AVX512BF16__)
     const __m256bh rounded = _mm512_cvtneps_pbh(bits_of<__m512>(v));
     std::memcpy(at, &rounded, sizeof rounded);
 #else
     const words u = bits_of<words>(v);
-    const shorts rounded = __builtin_convertvector((u + 0x7fff + ((u >> 16) & 1)) >> 16, shorts);
+    const words up = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const words quiet = (u >> 16) | 64;  // rounding must not carry a NaN over to zero
+    const shorts rounded = __builtin_convertvector(v == v ? up : quiet, shorts);
     std::memcpy(at, &rounded, sizeof rounded);
 #endif
 }
@@ -69,7 +87,7 @@ template <class T>
 inline floats load_some(const T* at, long count) {
     if (count >= LANES) return load(at);
     T whole[LANES] = {};
-    std::memcpy(whole, at, count * sizeof(T));
+    if (count > 0) std::memcpy(whole, at, count * sizeof(T));
     return load(whole);
 }
 
@@ -78,15 +96,37 @@ inline void store_some(T* at, floats v, long count) {
     if (count >= LANES) return store(at, v);
     T whole[LANES];
     store(whole, v);
-    std::memcpy(at, whole, count * sizeof(T));
+    if (count > 0) std::memcpy(at, whole, count * sizeof(T));
 }
 
 inline float sum(floats v) {
-    float halves[8], total;
-    for (int i = 0; i < 8; i++) halves[i] = v[i] + v[i + 8];
-    for (int i = 0; i < 4; i++) halves[i] += halves[i + 4];
-    total = (halves[0] + halves[2]) + (halves[1] + halves[3]);
-    return total;
+    float parts[LANES];
+    store(parts, v);
+    for (long half = LANES / 2; half; half /= 2)
+        for (long i = 0; i < half; i++) parts[i] += parts[i + half];
+    return parts[0];
+}
+
+// Lane i of the result is the sum of v[i]: all sums by folding neighbours of pairs of vectors.
+inline floats sums_of(floats (&v)[LANES]) {
+#if DSPARK_BYTES == 64
+#define EVEN(a, b) \
+    __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODD(a, b) \
+    __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#elif DSPARK_BYTES == 32
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#else
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#endif
+    for (long count = LANES / 2; count; count /= 2)
+        for (long i = 0; i < count; i++)
+            v[i] = EVEN(v[2 * i], v[2 * i + 1]) + ODD(v[2 * i], v[2 * i + 1]);
+    return v[0];
+#undef EVEN
+#undef ODD
 }
 
 inline floats largest(floats a, floats b) { return a > b ? a : b; }
@@ -112,4 +152,4 @@ inline floats exp(floats x) {
     return x == x ? (x < -87.0f ? floats{} : result) : x;
 }
 
-}  // namespace dspark
+}  // namespace dspark::DSPARK_LEVEL

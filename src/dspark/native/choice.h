@@ -1,10 +1,11 @@
 // The largest of a row: the token of a greedy choice, and of a whole greedy block.
+#pragma once
+
 #include <cmath>
 
 #include "kernels.h"
 
-namespace dspark {
-namespace {
+namespace dspark::DSPARK_LEVEL {
 
 template <class T>
 inline floats plus(const T* x, const T* bias, long at, long count) {
@@ -53,46 +54,38 @@ long follow(const T* base, const Biases& kept, int64_t* ids, long done, long slo
         const int64_t best = first_largest(base + done * size, bias, size);
         const int64_t token = best < 0 ? 0 : best;  // a draft without a largest is only a bad one
         ids[done + 1] = kept.target_ids ? kept.target_ids[token] : token;
-#pragma omp atomic write
-        kept.used[place] = kept.turn;
+        __atomic_store_n(&kept.used[place], kept.turn, __ATOMIC_RELAXED);
     }
     return done;
 }
 
-}  // namespace
-}  // namespace dspark
-
-using namespace dspark;
-
-// x and bias [rows, size], strided by row, bias may be null; places [rows] of the first largest sum
-// of each row, -1 where there is none.
-extern "C" void dspark_argmax(int is_bf16, const void* x, long stride, const void* bias,
-                              long bias_stride, int64_t* places, long rows, long size,
-                              int threads) {
+void argmax(int is_bf16, const void* x, long stride, const void* bias, long bias_stride,
+            int64_t* places, long rows, long size, int threads) {
     const Clock clock(Kind::choice);
     if (rows * size < SMALL) threads = 1;
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-        for (long row = 0; row < rows; row++)
-            places[row] = first_largest(
-                static_cast<const T*>(x) + row * stride,
-                bias ? static_cast<const T*>(bias) + row * bias_stride : nullptr, size);
+        parallel(threads, rows, 1, [&](long begin, long end) {
+            for (long row = begin; row < end; row++)
+                places[row] = first_largest(
+                    static_cast<const T*>(x) + row * stride,
+                    bias ? static_cast<const T*>(bias) + row * bias_stride : nullptr, size);
+        });
     });
 }
 
-// base [requests, slots, size]; ids [requests, slots + 1], the anchor first; done [requests] slots
-// that have a token already, in and out. All done when each is `slots`.
-extern "C" void dspark_follow(int is_bf16, const void* base, const dspark::Biases* kept,
-                              int64_t* ids, int64_t* done, long requests, long slots, long size,
-                              int threads) {
+void follow(int is_bf16, const void* base, const Biases* kept, int64_t* ids, int64_t* done,
+            long requests, long slots, long size, int threads) {
     const Clock clock(Kind::choice);
     if (requests * size < SMALL) threads = 1;
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-        for (long r = 0; r < requests; r++)
-            done[r] = follow(static_cast<const T*>(base) + r * slots * size, *kept,
-                             ids + r * (slots + 1), done[r], slots, size);
+        parallel(threads, requests, 1, [&](long begin, long end) {
+            for (long r = begin; r < end; r++)
+                done[r] = follow(static_cast<const T*>(base) + r * slots * size, *kept,
+                                 ids + r * (slots + 1), done[r], slots, size);
+        });
     });
 }
+
+}  // namespace dspark::DSPARK_LEVEL

@@ -1,10 +1,11 @@
 // What is done to each row by itself: norm, gate, rotation.
+#pragma once
+
 #include <cmath>
 
 #include "kernels.h"
 
-namespace dspark {
-namespace {
+namespace dspark::DSPARK_LEVEL {
 
 inline floats sigmoid(floats x) { return 1.0f / (1.0f + exp(-x)); }
 
@@ -50,61 +51,48 @@ void rotate(const T* x, const T* cos, const T* sin, T* y, long half) {
     }
 }
 
-}  // namespace
-}  // namespace dspark
-
-using namespace dspark;
-
-// x and y [rows, size], weight [size].
-extern "C" void dspark_norm(int is_bf16, const void* x, const void* weight, void* y, long rows,
-                            long size, float eps, int threads) {
+void norm(int is_bf16, const void* x, const void* weight, void* y, long rows, long size, float eps,
+          int threads) {
     const Clock clock(Kind::norm);
     if (rows * size < SMALL) threads = 1;
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-        for (long row = 0; row < rows; row++)
-            norm(static_cast<const T*>(x) + row * size, static_cast<const T*>(weight),
-                 static_cast<T*>(y) + row * size, size, eps);
+        parallel(threads, rows, 8, [&](long begin, long end) {
+            for (long row = begin; row < end; row++)
+                norm(static_cast<const T*>(x) + row * size, static_cast<const T*>(weight),
+                     static_cast<T*>(y) + row * size, size, eps);
+        });
     });
 }
 
-// gate_up [rows, 2 · size], y [rows, size].
-extern "C" void dspark_gate(int is_bf16, const void* gate_up, void* y, long rows, long size,
-                            int silu, int threads) {
+void gate(int is_bf16, const void* gate_up, void* y, long rows, long size, int silu, int threads) {
     const Clock clock(Kind::elementwise);
     if (rows * size < SMALL) threads = 1;
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-        for (long row = 0; row < rows; row++)
-            gate(static_cast<const T*>(gate_up) + row * 2 * size, static_cast<T*>(y) + row * size,
-                 size, silu);
+        parallel(threads, rows, 8, [&](long begin, long end) {
+            for (long row = begin; row < end; row++)
+                gate(static_cast<const T*>(gate_up) + row * 2 * size,
+                     static_cast<T*>(y) + row * size, size, silu);
+        });
     });
 }
 
-// x [rows, heads, size], strided by row; cos and sin [rows, size]; y [rows, heads, size].
-extern "C" void dspark_rotate(int is_bf16, const void* x, long stride, const void* cos,
-                              const void* sin, void* y, long rows, long heads, long size,
-                              int threads) {
+void rotate(int is_bf16, const void* x, long stride, const void* cos, const void* sin, void* y,
+            long rows, long heads, long size, int threads) {
     const Clock clock(Kind::elementwise);
     if (rows * heads * size < SMALL) threads = 1;
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-#pragma omp parallel for num_threads(threads)
-        for (long row = 0; row < rows; row++)
-            for (long head = 0; head < heads; head++)
-                rotate(static_cast<const T*>(x) + row * stride + head * size,
-                       static_cast<const T*>(cos) + row * size,
-                       static_cast<const T*>(sin) + row * size,
-                       static_cast<T*>(y) + (row * heads + head) * size, size / 2);
+        parallel(threads, rows, 8, [&](long begin, long end) {
+            for (long row = begin; row < end; row++)
+                for (long head = 0; head < heads; head++)
+                    rotate(static_cast<const T*>(x) + row * stride + head * size,
+                           static_cast<const T*>(cos) + row * size,
+                           static_cast<const T*>(sin) + row * size,
+                           static_cast<T*>(y) + (row * heads + head) * size, size / 2);
+        });
     });
 }
 
-// Seconds this thread has waited for kernels, by kind, since the last call.
-extern "C" void dspark_spent(double* seconds) {
-    for (int kind = 0; kind < static_cast<int>(Kind::count); kind++) {
-        seconds[kind] = spent[kind];
-        spent[kind] = 0;
-    }
-}
+}  // namespace dspark::DSPARK_LEVEL

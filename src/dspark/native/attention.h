@@ -3,19 +3,18 @@
 //
 // Cache of one layer: [slots, kv_heads, max_len, size]. Scores of a query are all kept, so the
 // softmax is the plain one; its sums run over positions in order, whatever the batch.
-#include <algorithm>
+#pragma once
+
 #include <cmath>
-#include <vector>
 
 #include "kernels.h"
 
-namespace dspark {
-namespace {
+namespace dspark::DSPARK_LEVEL {
 
 constexpr long TOGETHER = 4;  // query heads that share a reading of values
 
 template <class T>
-struct Job {
+struct Attention {
     const T *q, *k, *v;              // [rows, heads, size], strided by row
     T *keys, *values, *out;          // the cache; [rows, heads · size]
     const int64_t *slots, *positions;  // [rows]
@@ -31,7 +30,7 @@ inline void add_products(floats& sum, const float* a, const float* b, long size)
 
 inline void add_products(floats& sum, const bf16* a, const bf16* b, long size) {
     long i = 0;
-#if DSPARK_BF16_DOT
+#if defined(__AVX512BF16__)
     for (; i + 2 * LANES <= size; i += 2 * LANES)
         sum = bits_of<floats>(_mm512_dpbf16_ps(bits_of<__m512>(sum),
                                                bits_of<__m512bh>(_mm512_loadu_si512(a + i)),
@@ -40,30 +39,7 @@ inline void add_products(floats& sum, const bf16* a, const bf16* b, long size) {
     for (; i < size; i += LANES) sum += load(a + i) * load(b + i);
 }
 
-// Lane i of the result is the sum of v[i]: sixteen sums by folding pairs of vectors.
-inline floats sums_of(floats (&v)[LANES]) {
-    for (int i = 0; i < 8; i++)
-        v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18,
-                                       19, 20, 21, 22, 23) +
-               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24,
-                                       25, 26, 27, 28, 29, 30, 31);
-    for (int i = 0; i < 4; i++)
-        v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17,
-                                       18, 19, 24, 25, 26, 27) +
-               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21,
-                                       22, 23, 28, 29, 30, 31);
-    for (int i = 0; i < 2; i++)
-        v[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17,
-                                       20, 21, 24, 25, 28, 29) +
-               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19,
-                                       22, 23, 26, 27, 30, 31);
-    return __builtin_shufflevector(v[0], v[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26,
-                                   28, 30) +
-           __builtin_shufflevector(v[0], v[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27,
-                                   29, 31);
-}
-
-// Scores of one query with 16 keys that follow each other; those past `count` are -inf.
+// Scores of one query with a vector of keys that follow each other; those past `count` are -inf.
 template <class T>
 inline floats scores_of(const T* q, const T* keys, long count, long size, float scale) {
     floats sums[LANES] = {};
@@ -83,7 +59,7 @@ inline float soft_max(float* scores, long length) {
     floats top = all(-INFINITY);
     for (long i = 0; i < length; i += LANES) top = largest(top, load(scores + i));
     float highest = top[0];
-    for (int i = 1; i < LANES; i++) highest = std::max(highest, top[i]);
+    for (int i = 1; i < LANES; i++) highest = top[i] > highest ? top[i] : highest;
     floats total = {};
     for (long i = 0; i < length; i += LANES) {
         const floats weight = exp(load(scores + i) - highest);
@@ -93,7 +69,7 @@ inline float soft_max(float* scores, long length) {
     return 1.0f / sum(total);
 }
 
-// Mix 16 · C numbers of the values for G queries, whose weights lie `stride` apart.
+// Mix LANES · C numbers of the values for G queries, whose weights lie `stride` apart.
 template <class T, int C, int G>
 void mix(const T* values, const float* weights, long stride, const float* factors, long count,
          long size, T* out) {
@@ -122,12 +98,12 @@ void mix_all(const T* values, const float* weights, long stride, const float* fa
 
 // `count` query heads from `head` on, of one row; they share one key-value head.
 template <class T>
-void attend(const Job<T>& job, long row, long head, long count, std::vector<float>& scores) {
+void attend(const Attention<T>& job, long row, long head, long count) {
     const long kv_head = head / (job.heads / job.kv_heads), size = job.size;
     const long first = job.firsts[row], length = job.stops[row] - first;
     const long start = ((job.slots[row] * job.kv_heads + kv_head) * job.max_len + first) * size;
     const long stride = (length + LANES - 1) / LANES * LANES;
-    if (static_cast<long>(scores.size()) < count * stride) scores.resize(count * stride);
+    float* scores = scratch<float>(SCORES, count * stride);
     const T* q = job.q + row * job.q_stride + head * size;
     for (long i = 0; i < length; i += LANES)
         for (long g = 0; g < count; g++)
@@ -138,15 +114,15 @@ void attend(const Job<T>& job, long row, long head, long count, std::vector<floa
     T* out = job.out + (row * job.heads + head) * size;
     const T* values = job.values + start;
     switch (count) {
-        case 1: return mix_all<T, 1>(values, scores.data(), stride, factors, length, size, out);
-        case 2: return mix_all<T, 2>(values, scores.data(), stride, factors, length, size, out);
-        case 3: return mix_all<T, 3>(values, scores.data(), stride, factors, length, size, out);
-        default: return mix_all<T, 4>(values, scores.data(), stride, factors, length, size, out);
+        case 1: return mix_all<T, 1>(values, scores, stride, factors, length, size, out);
+        case 2: return mix_all<T, 2>(values, scores, stride, factors, length, size, out);
+        case 3: return mix_all<T, 3>(values, scores, stride, factors, length, size, out);
+        default: return mix_all<T, 4>(values, scores, stride, factors, length, size, out);
     }
 }
 
 template <class T>
-void write(const Job<T>& job, long row) {
+void write(const Attention<T>& job, long row) {
     const long bytes = job.size * sizeof(T);
     for (long head = 0; head < job.kv_heads; head++) {
         const long place = (job.slots[row] * job.kv_heads + head) * job.max_len;
@@ -157,37 +133,25 @@ void write(const Job<T>& job, long row) {
 }
 
 template <class T>
-void run(const Job<T>& job, int threads) {
+void run(const Attention<T>& job, int threads) {
     const long groups = job.heads / job.kv_heads;
     // One head at a time where there is little to share out, else all that share their values.
-    long together = std::min(groups, TOGETHER);
+    long together = smaller(groups, TOGETHER);
     while (groups % together || (together > 1 && job.rows * job.heads / together < 4 * threads))
         together--;
-    const long units = job.rows * job.heads / together;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> scores;
-#pragma omp for schedule(static)
-        for (long row = 0; row < job.rows; row++) write(job, row);
-#pragma omp for schedule(dynamic, 1)
-        for (long unit = 0; unit < units; unit++) {
+    for (long row = 0; row < job.rows; row++) write(job, row);
+    parallel(threads, job.rows * job.heads / together, 1, [&](long begin, long end) {
+        for (long unit = begin; unit < end; unit++) {
             const long first = unit * together;
-            attend(job, first / job.heads, first % job.heads, together, scores);
+            attend(job, first / job.heads, first % job.heads, together);
         }
-    }
+    });
 }
 
-}  // namespace
-}  // namespace dspark
-
-using namespace dspark;
-
-// Returns 0, or 1 where a row lies outside of the cache (nothing is touched then).
-extern "C" int dspark_attend(int is_bf16, const void* q, long q_stride, const void* k,
-                             long k_stride, const void* v, long v_stride, void* keys, void* values,
-                             const int64_t* slots, const int64_t* positions, const int64_t* firsts,
-                             const int64_t* stops, void* out, long rows, long heads, long kv_heads,
-                             long size, long cache_slots, long max_len, float scale, int threads) {
+int attend(int is_bf16, const void* q, long q_stride, const void* k, long k_stride, const void* v,
+           long v_stride, void* keys, void* values, const int64_t* slots, const int64_t* positions,
+           const int64_t* firsts, const int64_t* stops, void* out, long rows, long heads,
+           long kv_heads, long size, long cache_slots, long max_len, float scale, int threads) {
     const Clock clock(Kind::attention);
     for (long row = 0; row < rows; row++)
         if (slots[row] < 0 || slots[row] >= cache_slots || positions[row] < 0 ||
@@ -196,23 +160,22 @@ extern "C" int dspark_attend(int is_bf16, const void* q, long q_stride, const vo
             return 1;
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-        run(Job<T>{static_cast<const T*>(q), static_cast<const T*>(k), static_cast<const T*>(v),
-                   static_cast<T*>(keys), static_cast<T*>(values), static_cast<T*>(out), slots,
-                   positions, firsts, stops, q_stride, k_stride, v_stride, rows, heads, kv_heads,
-                   size, max_len, scale},
+        run(Attention<T>{static_cast<const T*>(q), static_cast<const T*>(k),
+                         static_cast<const T*>(v), static_cast<T*>(keys), static_cast<T*>(values),
+                         static_cast<T*>(out), slots, positions, firsts, stops, q_stride, k_stride,
+                         v_stride, rows, heads, kv_heads, size, max_len, scale},
             threads);
     });
     return 0;
 }
 
 // Heads of rows into a layer's cache, at places that lie inside of it.
-extern "C" void dspark_write(int is_bf16, const void* k, long k_stride, const void* v,
-                             long v_stride, void* keys, void* values, const int64_t* slots,
-                             const int64_t* positions, long rows, long kv_heads, long size,
-                             long max_len) {
+void write_all(int is_bf16, const void* k, long k_stride, const void* v,
+               long v_stride, void* keys, void* values, const int64_t* slots,
+               const int64_t* positions, long rows, long kv_heads, long size, long max_len) {
     dispatch(is_bf16, [&](auto type) {
         using T = decltype(type);
-        Job<T> job{};
+        Attention<T> job{};
         job.k = static_cast<const T*>(k), job.v = static_cast<const T*>(v);
         job.keys = static_cast<T*>(keys), job.values = static_cast<T*>(values);
         job.slots = slots, job.positions = positions;
@@ -221,3 +184,5 @@ extern "C" void dspark_write(int is_bf16, const void* k, long k_stride, const vo
         for (long row = 0; row < rows; row++) write(job, row);
     });
 }
+
+}  // namespace dspark::DSPARK_LEVEL
