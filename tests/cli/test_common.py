@@ -83,25 +83,6 @@ def test_load_models(tmp_path: Path) -> None:
         common.load_models(str(home / "target"), str(folder), "float32", None)
 
 
-@pytest.mark.parametrize(
-    ("has", "device", "expected"),
-    [
-        ({"avx2"}, "cpu", "float32"),
-        ({"avx2", "avx512_bf16"}, "cpu", "bfloat16"),
-        ({"avx2"}, "cuda", "bfloat16"),
-        (set(), "cpu", "bfloat16"),  # no x86 processor: nothing is known against it
-    ],
-)
-def test_auto_dtype_is_what_the_machine_is_fast_at(
-    has: set[str], device: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for flag in ("avx2", "avx512_bf16"):
-        monkeypatch.setattr(torch.cpu, f"_is_{flag}_supported", lambda known=flag: known in has)
-    monkeypatch.setattr(common, "best_device", lambda: device)
-    assert common.concrete_dtype("auto") == expected
-    assert common.concrete_dtype("float16") == "float16"
-
-
 def test_check_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     common.check_writable(tmp_path / "new.json")

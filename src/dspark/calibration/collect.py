@@ -62,7 +62,7 @@ def about(target: Target, drafter: Drafter, params: SamplingParams) -> dict[str,
     return {
         "target": target.name,
         "drafter": drafter.config.kind,
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": target.dtype_name,
         "temperature": params.temperature,
         "top_p": params.top_p,
         "top_k": params.top_k,

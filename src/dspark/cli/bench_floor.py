@@ -53,12 +53,12 @@ def command(
     found = floor.measure(model, model.encode(prompt), steps)
     console = Console(highlight=False)
     console.print(
-        f"{escape(target)}, {dtype}: a step takes {found['step_ms']:.1f} ms, "
+        f"{escape(target)}, {model.dtype_name}: a step takes {found['step_ms']:.1f} ms, "
         f"{found['ratio']:.2f} times the floor of {found['floor_ms']:.1f} ms "
         f"({found['weight_mib']:.0f} MiB of weights at {found['read_gb_s']:.1f} GB/s)"
     )
     for row in found["shares"]:
         console.print(f"{row['share']:6.1%}  {row['name']}")
     if json_file is not None:
-        result = {"target": portable_name(target), "dtype": dtype, **found}
+        result = {"target": portable_name(target), "dtype": model.dtype_name, **found}
         write_artifact(json_file, floor.SCHEMA, result, provenance("dspark bench floor", {}, []))

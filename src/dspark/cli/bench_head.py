@@ -61,13 +61,14 @@ def command(
     from dspark.models.target import portable_name
 
     prompts = spread_prompts(data)
-    rows = []
+    rows, used = [], dtype
     for name in names:
         model, draft_model = load_models(target, name, dtype, threads)
+        used = model.dtype_name
         ids = [model.encode_messages(prompt.messages) for prompt in prompts]
         row = head_cost.measure(model, draft_model, ids, rounds)
         rows.append({"drafter": Path(name).name if Path(name).is_dir() else name, **row})
-    table = Table(title=escape(f"{target}, {dtype}"))
+    table = Table(title=escape(f"{target}, {used}"))
     for heading in ("drafter", "block size", "head", "round ms", "head ms", "confidence ms"):
         table.add_column(heading, justify="left" if heading in ("drafter", "head") else "right")
     table.add_column("head's share", justify="right")

@@ -145,7 +145,7 @@ def command(
         facts = {
             "target": portable_name(target),
             **ways[0].fields,
-            "dtype": dtype,
+            "dtype": model.dtype_name,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
             "seconds": seconds,

@@ -90,11 +90,11 @@ def command(
     ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
     others = [llama_cpp.bindings(gguf, model, room, _threads()), llama_cpp.server(llama_server)]
-    found = [*_own(model, places, policies, room), *_transformers(target, dtype, model), *others]
+    found = [*_own(model, places, policies, room), *_transformers(target, model), *others]
     rows = _run(model, found, ids, SamplingParams(max_new_tokens=max_new_tokens))
     facts = {
         "target": portable_name(target),
-        "dtype": dtype,
+        "dtype": model.dtype_name,
         "threads": _threads(),
         "max_new_tokens": max_new_tokens,
         "llama": "; ".join(peer.note for peer in found if peer.note) or None,
@@ -150,11 +150,11 @@ def _own(
     return [peers.plain_peer(model, room), *drafted]
 
 
-def _transformers(target: str, dtype: str, model: Target) -> list[Peer]:
+def _transformers(target: str, model: Target) -> list[Peer]:
     from dspark.evaluation.peers import transformers_peers
     from dspark.models.target import load_module
 
-    return transformers_peers(load_module(target, dtype, str(model.device))[0], model)
+    return transformers_peers(load_module(target, model.dtype_name, str(model.device))[0], model)
 
 
 def _run(

@@ -104,7 +104,7 @@ def command(
             "drafter": portable_name(drafter),
             "kind": None if draft_model is None else draft_model.config.kind,
             "policy": bare.policy.name,
-            "dtype": dtype,
+            "dtype": model.dtype_name,
             "threads": torch.get_num_threads(),
             "users": users,
             "max_new_tokens": max_new_tokens,

@@ -41,28 +41,13 @@ DrafterOption = Annotated[
 ]
 
 
-def concrete_dtype(name: str) -> str:
-    """``auto`` as what this machine is fast at, any other name as it is.
-
-    A processor without bfloat16 instructions converts every number, which costs more than the
-    memory traffic saved.
-    """
-    if name != "auto":
-        return name
-    import torch
-
-    bare_x86 = torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
-    return "float32" if bare_x86 and best_device() == "cpu" else "bfloat16"
-
-
 DEFAULT_DTYPE = "auto"
 DtypeOption = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="Weights and arithmetic: bfloat16, float32, float16, or auto: bfloat16 where this "
-        "machine has instructions for it, else float32.",
-        callback=concrete_dtype,
+        help="Weights and arithmetic: bfloat16, float32, float16, or auto: the faster one of the "
+        "first two, measured once on this machine.",
     ),
 ]
 TopPOption = Annotated[

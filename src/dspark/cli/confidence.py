@@ -103,7 +103,7 @@ def command(
     weights = folder / WEIGHTS
     sha256 = sha256_file(weights)
     table = load_calibration(folder, sha256)
-    identity = {"drafter": sha256, "target": target, "dtype": dtype}
+    identity = {"drafter": sha256, "target": target, "dtype": model.dtype_name}
     parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
     with passing_bar() as bar:
         task = bar.add_task("starting", total=rounds)

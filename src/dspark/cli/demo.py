@@ -95,7 +95,7 @@ def command(
     if compare:
         from dspark.models.target import load_module
 
-        module = load_module(target, dtype, str(model.device))[0]
+        module = load_module(target, model.dtype_name, str(model.device))[0]
     console = Console(highlight=False)
     shown = _Screen(console, model.tokenizer, quiet)
     result = demo.run(

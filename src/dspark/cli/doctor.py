@@ -74,9 +74,21 @@ def examine() -> dict[str, Any]:
             "present": ready,
             "folder": str(default_target.target_folder(name)),
             "fix": None if ready else f"dspark fetch {name}",
+            **(_chosen(name) if ready else {}),
         },
         "default_drafter": {"present": drafter is not None, "folder": drafter and str(drafter)},
     }
+
+
+def _chosen(name: str) -> dict[str, str]:
+    """What the default target runs with here, and why."""
+    from dspark.cli.common import best_device
+    from dspark.models.choice import choose
+    from dspark.models.target import load_spec
+
+    choice = choose(load_spec(name), device=best_device())
+    runs_with = " ".join(part for part in (choice.level, choice.dtype) if part)
+    return {"runs_with": runs_with, "because": choice.reason}
 
 
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:

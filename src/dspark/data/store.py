@@ -68,7 +68,7 @@ def origin_of(target: Target, tap_ids: Sequence[int]) -> Origin:
     return Origin(
         portable_name(target.name),
         target.spec.hidden_size,
-        str(target.dtype).removeprefix("torch."),
+        target.dtype_name,
         tuple(tap_ids),
         digest.hexdigest(),
     )

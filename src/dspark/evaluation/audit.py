@@ -209,7 +209,7 @@ def run(
         "target": target.name,
         "drafter": drafter.config.kind,
         "policy": build(drafter).policy.name,
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": target.dtype_name,
         "verdict": "lossy" if failed else "undecided" if unsure else "lossless",
         "greedy": greedy,
         "distribution": distribution,
@@ -292,7 +292,7 @@ def _seeds(target: Target, build: Any, drafter: Drafter, plan: Plan, seed: int) 
 
 def _excused(target: Target, best_logit: float) -> float:
     """Largest gap between two best logits that rounding explains."""
-    share = ROUNDING.get(str(target.dtype).removeprefix("torch."))
+    share = ROUNDING.get(target.dtype_name)
     return EXACT_GAP if share is None else share * max(abs(best_logit), 1.0)
 
 

@@ -240,7 +240,7 @@ def shared_fields(target: Target, settings: Settings) -> dict[str, Any]:
     """What all cells of a run have in common."""
     return {
         "target": portable_name(target.name),
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": target.dtype_name,
         "threads": torch.get_num_threads(),
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,

@@ -122,7 +122,7 @@ def summary(
     result: dict[str, Any] = {
         "target": target.name,
         "drafter": drafter.config.kind,
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": target.dtype_name,
         "threads": torch.get_num_threads(),
         "temperature": params.temperature,
         "max_new_tokens": params.max_new_tokens,

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dspark import native
 from dspark.errors import CheckpointError, RequestError
 from dspark.models.attention import CachedAttention, PackedAttention
+from dspark.models.choice import choose
 from dspark.models.default_target import resolve_target
 from dspark.models.family import TargetSpec, spec_from_config, text_config
 from dspark.models.kv_cache import KVCache, Rows
@@ -49,6 +52,11 @@ class Target(ABC):
         self.head_bias: Tensor | None = None
         self.dtype: torch.dtype = torch.float32
         self.device = torch.device("cpu")
+
+    @property
+    def dtype_name(self) -> str:
+        """The number type as options name it."""
+        return str(self.dtype).removeprefix("torch.")
 
     @abstractmethod
     def new_cache(self, slots: int, max_len: int) -> Any:
@@ -216,12 +224,20 @@ def pick_dtype(name: str) -> torch.dtype:
         CheckpointError: for a name that is not a supported weight type.
     """
     if name not in DTYPES:
-        raise CheckpointError("Unknown dtype", found=name, fix=f"Use one of {', '.join(DTYPES)}")
+        raise CheckpointError(
+            "Unknown dtype", found=name, fix=f"Use one of auto, {', '.join(DTYPES)}"
+        )
     return DTYPES[name]
 
 
-def load_target(name: str | Path, dtype: str = "bfloat16", device: str = "cpu") -> Target:
+def load_target(name: str | Path, dtype: str = "auto", device: str = "cpu") -> Target:
     """Load a target by known name, local folder or Hugging Face id.
+
+    On a processor the kernel level that is the fastest for it serves from then on
+    (``models.choice``).
+
+    Args:
+        dtype: of weights and arithmetic; "auto" is the fastest of bfloat16 and float32 here.
 
     Raises:
         CheckpointError: when nothing loadable is found, or files are damaged.
@@ -231,7 +247,12 @@ def load_target(name: str | Path, dtype: str = "bfloat16", device: str = "cpu") 
     if torch.device(device).type == "cuda":
         # cuDNN plans anew for every shape, which takes longer than the step of a small model.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    module, tokenizer = load_module(name, dtype, device)
+    if dtype != "auto":
+        pick_dtype(dtype)
+    choice = choose(load_spec(name), dtype, device)
+    if choice.level:
+        native.use(choice.level)
+    module, tokenizer = load_module(name, choice.dtype, device)
     spec = spec_from_config(module.config)
     stop_ids = find_stop_ids(module, tokenizer)
     kind: Any = LeanTarget if spec.is_lean and hasattr(module, "model") else HFTarget
@@ -240,9 +261,37 @@ def load_target(name: str | Path, dtype: str = "bfloat16", device: str = "cpu") 
     return target
 
 
+def load_spec(name: str | Path) -> TargetSpec:
+    """The facts of a target, without its weights.
+
+    Raises:
+        CheckpointError: when there is no configuration that can be read.
+    """
+    from transformers import AutoConfig
+
+    with _loading(name) as where:
+        return spec_from_config(AutoConfig.from_pretrained(where))
+
+
 def load_module(name: str | Path, dtype: str, device: str = "cpu") -> tuple[Any, Any]:
     """The Hugging Face module and tokenizer behind a target name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _loading(name) as where:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        module = AutoModelForCausalLM.from_pretrained(
+            where, dtype=pick_dtype(dtype), use_safetensors=True
+        )
+    return module.to(device).eval(), tokenizer
+
+
+@contextmanager
+def _loading(name: str | Path) -> Iterator[str | Path]:
+    """Around what transformers loads of a target; gives where it lies.
+
+    Raises:
+        CheckpointError: whatever went wrong.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -250,10 +299,7 @@ def load_module(name: str | Path, dtype: str, device: str = "cpu") -> tuple[Any,
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tokenizer = AutoTokenizer.from_pretrained(where)
-            module = AutoModelForCausalLM.from_pretrained(
-                where, dtype=pick_dtype(dtype), use_safetensors=True
-            )
+            yield where
     except CheckpointError:
         raise
     except Exception as error:  # transformers, safetensors and the hub raise many kinds
@@ -263,7 +309,6 @@ def load_module(name: str | Path, dtype: str, device: str = "cpu") -> tuple[Any,
             fix="Give a known name (smollm2-135m), a folder with config.json, safetensors and "
             "tokenizer, or a Hugging Face id",
         ) from error
-    return module.to(device).eval(), tokenizer
 
 
 def rope_theta(config: Any) -> float:

@@ -5,7 +5,6 @@
 // softmax is the plain one; its sums run over positions in order, whatever the batch.
 #pragma once
 
-#include <cmath>
 
 #include "kernels.h"
 
@@ -50,13 +49,13 @@ inline floats scores_of(const T* q, const T* keys, long count, long size, float 
     }
     for (int i = 0; i < count; i++) add_products(sums[i], q, keys + i * size, size);
     floats scores = sums_of(sums) * scale;
-    for (long i = count; i < LANES; i++) scores[i] = -INFINITY;
+    for (long i = count; i < LANES; i++) scores[i] = -__builtin_inff();
     return scores;
 }
 
 // Scores become weights that sum to one but for the factor returned. Whole vectors of `length`.
 inline float soft_max(float* scores, long length) {
-    floats top = all(-INFINITY);
+    floats top = all(-__builtin_inff());
     for (long i = 0; i < length; i += LANES) top = largest(top, load(scores + i));
     float highest = top[0];
     for (int i = 1; i < LANES; i++) highest = top[i] > highest ? top[i] : highest;

@@ -1,7 +1,6 @@
 // The largest of a row: the token of a greedy choice, and of a whole greedy block.
 #pragma once
 
-#include <cmath>
 
 #include "kernels.h"
 
@@ -16,14 +15,14 @@ inline floats plus(const T* x, const T* bias, long at, long count) {
 // Place of the first largest number; -1 where one is not a number or none is finite.
 template <class T>
 int64_t first_largest(const T* x, const T* bias, long size) {
-    floats top = all(-INFINITY);
+    floats top = all(-__builtin_inff());
     ints wrong = {};
     for (long i = 0; i + LANES <= size; i += LANES) {
         const floats v = plus(x, bias, i, LANES);
         top = largest(v, top);
         wrong |= v != v;
     }
-    float highest = -INFINITY;
+    float highest = -__builtin_inff();
     bool fine = true;
     for (long i = size / LANES * LANES; i < size; i++) {
         const float v = plus(x, bias, i, 1)[0];
@@ -34,7 +33,7 @@ int64_t first_largest(const T* x, const T* bias, long size) {
         highest = top[lane] > highest ? top[lane] : highest;
         fine = fine && !wrong[lane];
     }
-    if (!fine || std::isinf(highest)) return -1;
+    if (!fine || __builtin_isinf(highest)) return -1;
     for (long i = 0; i < size; i += LANES) {
         const ints same = plus(x, bias, i, size - i) == highest;
         for (long lane = 0; lane < LANES && i + lane < size; lane++)

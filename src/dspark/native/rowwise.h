@@ -1,7 +1,6 @@
 // What is done to each row by itself: norm, gate, rotation.
 #pragma once
 
-#include <cmath>
 
 #include "kernels.h"
 
@@ -21,7 +20,7 @@ void norm(const T* x, const T* weight, T* y, long size, float eps) {
         const floats v = load_some(x + i, size - i);
         squares += v * v;
     }
-    const float factor = 1.0f / std::sqrt(sum(squares) / size + eps);
+    const float factor = 1.0f / __builtin_sqrtf(sum(squares) / size + eps);
     for (long i = 0; i < size; i += LANES) {
         const long left = size - i;
         store_some(y + i, load_some(x + i, left) * factor * load_some(weight + i, left), left);

@@ -35,7 +35,7 @@ def cost_key(target: Target, drafter_folder: Path) -> CostKey:
         machine=torch.cuda.get_device_name(target.device) if cuda else cpu_model(),
         threads=torch.get_num_threads(),
         target=portable_name(target.name),
-        dtype=str(target.dtype).removeprefix("torch."),
+        dtype=target.dtype_name,
         drafter=sha256_file(drafter_folder / WEIGHTS),
     )
 

@@ -1,0 +1,170 @@
+"""Which kernel level and number type a target runs fastest with on this machine, by measurement.
+
+Names of instructions do not tell: a processor may have them and do them slowly, and what a number
+costs to read depends on its memory. So the products of some layers with made-up weights are timed
+at every level, for one row (a plain step) and for a draft to verify, once a machine and target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dspark import native
+from dspark.artifacts import cache_dir, cpu_model, read_artifact, write_artifact
+from dspark.errors import DataError, DSparkError
+from dspark.models.family import TargetSpec
+from dspark.models.products import Products, Shape, all_shapes, count_weights, layer_shapes
+from dspark.native import compiling
+from dspark.native.levels import SWITCH
+
+SCHEMA = "dspark.choice/1"
+DTYPES = ("bfloat16", "float32")
+ROWS = (1, 6)  # a plain step, and one that verifies five draft tokens
+# Weights that are timed: beyond a processor's cache, and soon read. The rest follows from them.
+SAMPLE = 32_000_000
+REPEATS = 3
+SMALL = 4_000_000  # weights that stay in a cache: too few to tell anything
+# Where PyTorch serves, what lies between the products takes about as long as they do; with our
+# kernels it is a sixth (`dspark bench floor`).
+BETWEEN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a target runs with.
+
+    Attributes:
+        level: of kernels (`dspark.native`).
+        dtype: name of the number type.
+        ms: expected milliseconds of all products of a forward with each of `ROWS`, by level and
+            type as "level dtype"; empty where nothing was measured.
+        reason: one sentence, for people.
+    """
+
+    level: str
+    dtype: str
+    ms: dict[str, tuple[float, ...]]
+    reason: str
+
+
+def choose(spec: TargetSpec, dtype: str = "auto", device: str = "cpu") -> Choice:
+    """The fastest level and type for a target, from the cache folder or measured now.
+
+    Args:
+        spec: of the target.
+        dtype: a type that is wanted anyway, or "auto".
+        device: where the target will run.
+    """
+    if torch.device(device).type != "cpu":
+        given = "bfloat16" if dtype == "auto" else dtype
+        return Choice("", given, {}, f"{given} on {device}")
+    if dtype not in ("auto", *DTYPES):
+        return Choice(native.usable()[-1], dtype, {}, f"{dtype} as asked; PyTorch serves it")
+    if count_weights(all_shapes(spec)) < SMALL:
+        level = native.forced() or native.usable()[-1]
+        given = _plain_dtype(level) if dtype == "auto" else dtype
+        return Choice(level, given, {}, "too small to measure")
+    return _best(_kept(spec), spec, dtype)
+
+
+def _plain_dtype(level: str) -> str:
+    """The type that is most likely the faster one."""
+    bf16 = level != native.TORCH or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if bf16 else "float32"
+
+
+def _best(ms: dict[str, tuple[float, ...]], spec: TargetSpec, dtype: str) -> Choice:
+    forced = native.forced()
+    rows: list[tuple[float, str, str]] = []
+    for name, times in ms.items():
+        level, own = name.split()
+        if dtype not in ("auto", own) or forced not in (None, level):
+            continue
+        if level != native.TORCH and not spec.is_lean:  # its module multiplies by itself
+            continue
+        rows.append((sum(times) * (BETWEEN if level == native.TORCH else 1), level, own))
+    _, level, chosen = min(rows)
+    asked = [f"{SWITCH}={forced}"] if forced else []
+    asked += [f"{dtype} as asked"] if dtype != "auto" else []
+    parts = [f"{t:.1f} ms with {n}" for n, t in zip(ROWS, ms[f"{level} {chosen}"], strict=True)]
+    reason = f"products of a forward take {' and '.join(parts)} rows"
+    return Choice(level, chosen, ms, f"{reason}: {'; '.join(asked) or 'the fastest measured here'}")
+
+
+def _kept(spec: TargetSpec) -> dict[str, tuple[float, ...]]:
+    """Measured times of this target on this machine, from the cache folder where it has them."""
+    key = _key(spec)
+    path = _path(key)
+    with suppress(DataError, KeyError, TypeError, ValueError, AttributeError):
+        content = read_artifact(path, SCHEMA)
+        if content["key"] == key:
+            return {str(name): tuple(map(float, times)) for name, times in content["ms"].items()}
+    ms = measure(spec)
+    with suppress(DSparkError):  # measured again next time, then
+        write_artifact(path, SCHEMA, {"key": key, "ms": ms})
+    return ms
+
+
+def _key(spec: TargetSpec) -> dict[str, Any]:
+    """What measured times belong to."""
+    return {
+        "machine": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "kernels": compiling.digest() if len(native.usable()) > 1 else "",
+        "levels": list(native.usable()),
+        "torch": torch.__version__,
+        "shapes": [list(shape) for shape in (*layer_shapes(spec), _head(spec))],
+        "layers": spec.num_layers,
+    }
+
+
+def _path(key: dict[str, Any]) -> Path:
+    (outputs, inputs), threads = key["shapes"][-1], key["threads"]
+    name = f"{outputs}x{inputs}-{key['layers']}-{threads}-{len(key['levels'])}.json"
+    return cache_dir() / "choice" / name
+
+
+def _head(spec: TargetSpec) -> Shape:
+    return spec.vocab_size, spec.hidden_size
+
+
+def measure(spec: TargetSpec) -> dict[str, tuple[float, ...]]:
+    """Milliseconds of a forward's products with each of `ROWS`, by level and type.
+
+    Levels take turns in each repeat, so drift of the machine's speed falls on all alike; the
+    fastest of the repeats counts, which a neighbour on the machine disturbs least.
+    """
+    layer = layer_shapes(spec)
+    parts = -(-count_weights(layer) // SAMPLE)  # of large layers some outputs stand for all
+    layer = [(max(outputs // parts, 1), inputs) for outputs, inputs in layer]
+    layers = max(1, min(spec.num_layers, SAMPLE // count_weights(layer)))
+    scale = count_weights(all_shapes(spec)) / (layers * count_weights(layer))
+    ms: dict[str, tuple[float, ...]] = {}
+    for dtype in DTYPES:
+        ms |= _of_dtype(layer * layers, dtype, scale)
+    return ms
+
+
+def _of_dtype(shapes: Sequence[Shape], dtype: str, scale: float) -> dict[str, tuple[float, ...]]:
+    torch_dtype, levels = getattr(torch, dtype), native.usable()
+    ways = {native.TORCH: Products(shapes, torch_dtype, native.TORCH)}
+    if len(levels) > 1:
+        ours = Products(shapes, torch_dtype, levels[-1])
+        ways |= dict.fromkeys(levels[1:], ours)
+    best: dict[tuple[str, int], float] = {}
+    for repeat in range(REPEATS + 1):
+        for rows in ROWS:
+            for level, products in ways.items():
+                seconds = products.seconds(rows, level)
+                if repeat:  # the first pays for memory
+                    best[level, rows] = min(seconds, best.get((level, rows), seconds))
+    return {
+        f"{level} {dtype}": tuple(1e3 * scale * best[level, rows] for rows in ROWS)
+        for level in ways
+    }
