@@ -5,23 +5,26 @@
 
 namespace dspark::DSPARK_LEVEL {
 
-// Multiplications on registers alone, ten sums side by side so that none waits for another.
+// Multiplications on registers alone, twelve sums side by side so that none waits for another.
 template <class W>
 double multiplied(long rounds) {
     using Do = Product<W>;
+    constexpr int SUMS = 12;
     alignas(64) W weights[64] = {};
     typename Do::Input inputs[Do::STEP] = {};
-    typename Do::Sum sums[10] = {};
-    const typename Do::Operand w = Do::weights(weights, 0);
+    typename Do::Sum starts[SUMS] = {}, sums[SUMS];
+    asm volatile("" : "+m"(inputs), "+m"(weights), "+m"(starts));  // nobody knows what they are
+    const typename Do::Operand w = Do::weights(weights, 0), x = Do::input(inputs, 0);
+#pragma GCC unroll 12
+    for (int i = 0; i < SUMS; i++) sums[i] = starts[i];
     for (long round = 0; round < rounds; round++) {
-        typename Do::Operand x = Do::input(inputs, 0);
-        asm volatile("" : "+m"(inputs));
-#pragma GCC unroll 10
-        for (int i = 0; i < 10; i++) sums[i] = Do::add(sums[i], x, w);
+#pragma GCC unroll 12
+        for (int i = 0; i < SUMS; i++) sums[i] = Do::add(sums[i], x, w);
     }
-    volatile float keep = 0;
-    for (int i = 0; i < 10; i++) keep = keep + static_cast<float>(sums[i][0]);
-    return 2.0 * 10 * LANES * (Do::STEP / Do::PARTS) * rounds;
+#pragma GCC unroll 12
+    for (int i = 0; i < SUMS; i++) starts[i] = sums[i];
+    asm volatile("" : "+m"(starts));
+    return 2.0 * SUMS * LANES * (Do::STEP / Do::PARTS) * rounds;
 }
 
 double peak(int is_bf16, long rounds) {

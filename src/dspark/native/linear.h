@@ -67,6 +67,12 @@ void tile(const Job<W, T>& job, long row, long panel) {
             for (int v = 0; v < V; v++)
                 w[v] = Do::weights(weight + (v / VECTORS) * apart + k * width +
                                        (v % VECTORS) * LANES * Do::STEP, part);
+#ifdef PF
+            if (!part)
+#pragma GCC unroll 16
+            for (int p = 0; p < P; p++)
+                __builtin_prefetch(reinterpret_cast<const char*>(weight + p * apart + k * width) + PF);
+#endif
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++) {
                 const typename Do::Operand mine = Do::input(x + m * job.in + k * Do::STEP, part);

@@ -60,6 +60,11 @@ struct Product<bf16> {
     }
 };
 #else
+#if DSPARK_BYTES == 32
+alignas(32) constexpr uint32_t SECONDS[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                             0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+#endif
+
 template <>
 struct Product<bf16> {  // widened: the first of a pair by a shift, the second by a mask
     using Input = float;
@@ -69,6 +74,13 @@ struct Product<bf16> {  // widened: the first of a pair by a shift, the second b
     static Operand weights(const bf16* w, int part) {
         words pairs;
         std::memcpy(&pairs, w, sizeof pairs);
+#if DSPARK_BYTES == 32
+        if (part) {  // the mask stays in memory: six rows take every register
+            floats second;
+            asm("vandps %2, %1, %0" : "=x"(second) : "x"(pairs), "m"(SECONDS));
+            return second;
+        }
+#endif
         return bits_of<floats>(part ? pairs & 0xffff0000u : pairs << 16);
     }
     static Operand input(const float* x, int part) { return all(x[part]); }
