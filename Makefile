@@ -58,9 +58,9 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## fetch the default target, then answer with and without the drafter
+demo: setup  ## fetch the default target, then answer with and without the drafter for a minute
 	$(BIN)/dspark fetch smollm2-135m
-	$(BIN)/dspark demo --policy fixed:5 $(DEMO_FLAGS)
+	$(BIN)/dspark demo $(DEMO_FLAGS)
 
 test: setup  ## all tests but the soak ones, under 10 minutes
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
