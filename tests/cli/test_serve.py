@@ -57,11 +57,11 @@ def test_a_process_that_answers_and_stops_in_order(
     process, url = server
     body = {"model": "target", "messages": [{"role": "user", "content": "zebras"}]}
     headers = {"Authorization": "Bearer sesame"}
-    answer = httpx.post(url + "/v1/chat/completions", json=body, headers=headers, timeout=60)
+    answer = httpx.post(url + "/v1/chat/completions", json=body, headers=headers, timeout=300)
     assert answer.json()["usage"]["speculative"]["drafted"] > 0
-    assert httpx.get(url + "/v1/models").status_code == 401
+    assert httpx.get(url + "/v1/models", timeout=300).status_code == 401
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "policy fixed:4; after `dspark profile`" in errors
     assert "prompt tokens" in errors
