@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+# Processes of `make test`, each on one thread; a file's tests stay together.
+TEST_PROCESSES ?= 2
 DEMO_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -63,7 +65,7 @@ demo: setup  ## fetch the default target, then answer with and without the draft
 	$(BIN)/dspark demo $(DEMO_FLAGS)
 
 test: setup  ## all tests but the soak ones, under 10 minutes
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
 lint: setup  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

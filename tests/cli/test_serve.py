@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 
+from dspark.artifacts import cache_dir
 from dspark.cli import main as cli
 from dspark.cli import serve
 from dspark.models.target import Target, load_target
@@ -38,6 +39,8 @@ def line(home: Path, *more: str) -> list[str]:
 @pytest.fixture
 def server(home: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running process and its address."""
+    if (cache_dir() / "native").is_dir():  # compiled already
+        (tmp_path / "native").symlink_to(cache_dir().absolute() / "native")
     env = os.environ | {"DSPARK_CACHE": str(tmp_path), "DSPARK_API_KEYS": "sesame"}
     command = [sys.executable, "-m", "dspark.cli.main", *line(home)]
     with subprocess.Popen(
