@@ -161,8 +161,8 @@ def test_the_papers_example_of_a_retrospective_length(length_of_b, share_of_a):
 
 
 # --- Statistical: a larger vocabulary, numbers from the request's own generator ---
-# Power: 8,000 requests give p-values below 1e-32 for every broken rule, whatever the seed; 40,000 are
-# held against the right one.
+# Power: 8,000 requests give p-values below 1e-32 for every broken rule, whatever the seed; 40,000
+# are held against the right one.
 
 
 def chi2_p(tokens: np.ndarray, law: np.ndarray) -> float:
