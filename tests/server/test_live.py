@@ -191,10 +191,12 @@ def test_the_end_of_the_server_is_told(make: Any, slow: Any, grace_s: float) -> 
         first = asyncio.create_task(ask(live.url, True))
         while not live.service.engine.running:
             await asyncio.sleep(0.01)
+        slow.go.clear()  # the first must not end before the second waits
         second = asyncio.create_task(ask(live.url, False))
         while not live.service.engine.waiting:
             await asyncio.sleep(0.01)
         live.server.should_exit = True
+        slow.go.set()
         return [await first, await second]
 
     with listening(make(slow.engine, grace_s=grace_s)) as live:
