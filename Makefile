@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+# Processes of `make test`, each on one thread; a file's tests stay together.
+TEST_PROCESSES ?= 2
 DEMO_FLAGS ?=
 
 BIN := $(VENV)/bin
@@ -58,12 +60,12 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## fetch the default target, then answer with and without the drafter
+demo: setup  ## fetch the default target, then answer with and without the drafter for a minute
 	$(BIN)/dspark fetch smollm2-135m
-	$(BIN)/dspark demo --policy fixed:5 $(DEMO_FLAGS)
+	$(BIN)/dspark demo $(DEMO_FLAGS)
 
 test: setup  ## all tests but the soak ones, under 10 minutes
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
 lint: setup  ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -300,6 +300,7 @@ def write_demo(path: Path) -> dict[str, Any]:
         "drafter": "dspark",
         "dtype": "bfloat16",
         "threads": 2,
+        "kernels": "ready",
         "policy": "fixed:3",
         "temperature": 0.0,
         "prompts": 30,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -18,6 +19,10 @@ from dspark.server.run import Server, bind, url_of
 from dspark.server.service import Service
 
 MODEL = "tiny"
+PATIENCE_S = 120.0  # a busy machine takes its time; nothing waits as long where all is well
+get = partial(httpx.get, timeout=PATIENCE_S)
+post = partial(httpx.post, timeout=PATIENCE_S)
+stream = partial(httpx.stream, timeout=PATIENCE_S)
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WORDS = """
 river stone candle winter letter garden engine silver bridge morning paper window salt forest music
@@ -89,7 +94,7 @@ async def streamed(client: httpx.AsyncClient, url: str, body: dict[str, Any]) ->
     return "".join(parts), tokens
 
 
-def soon(fact: Callable[[], bool], seconds: float = 20.0) -> bool:
+def soon(fact: Callable[[], bool], seconds: float = PATIENCE_S) -> bool:
     """Whether something comes true while other threads work."""
     end = time.monotonic() + seconds
     while not fact() and time.monotonic() < end:
@@ -115,10 +120,10 @@ def listening(app: FastAPI) -> Iterator[Live]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()
     try:
-        assert ready.wait(20)
+        assert ready.wait(PATIENCE_S)
         yield Live(url_of(socket), server, app.state.service)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE_S)
         socket.close()
         assert not thread.is_alive()

@@ -40,7 +40,7 @@ class StagedEngine(Engine):
         assert threading.current_thread().name == "dspark-engine"
         assert self.queue, "a step without work: the thread should sleep"
         if self.permits is not None:
-            assert self.permits.acquire(timeout=60)
+            assert self.permits.acquire(timeout=300)
         self.queue.next_batch()  # admits, as the failing step would have
         self.fault([request for request in self.requests if request.slot is not None])
         return super().step()
@@ -55,7 +55,7 @@ class StagedEngine(Engine):
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:
     """What `main` returns; a test that hangs fails."""
-    return asyncio.run(asyncio.wait_for(main, 60))
+    return asyncio.run(asyncio.wait_for(main, 300))
 
 
 def plain(*prompts: list[int], params: SamplingParams = PARAMS) -> list[list[int]]:

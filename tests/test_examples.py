@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ def run(name: str, *arguments: str) -> str:
         [sys.executable, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -40,12 +41,25 @@ def test_train_tiny_runs(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "drafter" / "model.safetensors").is_file()
 
 
-def test_generate_runs(default_target: Path) -> None:
-    out = run("generate.py", "Name three fruits.")
+def run_here(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: str
+) -> str:
+    """As `run`, without loading torch and transformers once more."""
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLES / name), *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capfd.readouterr().out
+
+
+def test_generate_runs(
+    default_target: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = run_here("generate.py", monkeypatch, capfd, "Name three fruits.")
     assert re.search(r"\d+ tokens, \d+ tokens/s, finished by (stop|length)", out)
 
 
-def test_stream_async_runs(default_target: Path) -> None:
-    out = run("stream_async.py")
+def test_stream_async_runs(
+    default_target: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = run_here("stream_async.py", monkeypatch, capfd)
     ends = re.findall(r"^(\d): \d+ tokens, finished by (?:stop|length)$", out, re.MULTILINE)
     assert sorted(ends) == ["1", "2", "3"]

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
+from dspark.cli.demo import _progress, _Screen
+from dspark.core import Request, SamplingParams, StepOutput
+from dspark.data.prompts import Prompt
+from dspark.errors import ConfigError
+from dspark.evaluation import demo
 from fakes import write_jsonl
 from tiny import tiny_drafter, tiny_home
 
@@ -36,7 +42,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(home: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    def demo(*argv: str) -> tuple[int, str, str]:
+    def verb(*argv: str) -> tuple[int, str, str]:
         line = ["demo", *argv, "--target", str(home / "target")]
         for option, value in (
             ("--drafter", str(home / "run" / "drafter")),
@@ -48,7 +54,7 @@ def run(home: Path, capfd: pytest.CaptureFixture[str]) -> Run:
         out, err = capfd.readouterr()
         return code, out, err
 
-    return demo
+    return verb
 
 
 def test_table_file_and_picture(run: Run, prompts: Path, tmp_path: Path) -> None:
@@ -62,6 +68,8 @@ def test_table_file_and_picture(run: Run, prompts: Path, tmp_path: Path) -> None
         str(file),
         "--plot",
         str(plot),
+        "--limit",
+        "3",
     )
     assert (code, err) == (0, "")
     result = read_artifact(file, "dspark.demo/1")
@@ -75,16 +83,97 @@ def test_table_file_and_picture(run: Run, prompts: Path, tmp_path: Path) -> None
     for words in ("plain", "dspark", "transformers generate", "identical texts  100%"):
         assert words in out
     assert f"{result['dspark_tokens_per_s']:.1f}" in out
+    for fact in ("machine", "kernels", "policy"):
+        assert result[fact] in " ".join(out.split())
     # What looks like markup in a prompt is text.
     assert "sort [/INST] three [red]birds[/red]" in out
     assert "[code]: accepted_length" in out
 
 
 def test_quiet_shows_only_the_table(run: Run, prompts: Path) -> None:
-    code, out, _ = run("--data", str(prompts), "--quiet")
+    code, out, err = run("--data", str(prompts), "--quiet", "--limit", "3")
     assert code == 0
     assert "add the rain" not in out
     assert "accepted_length" in out
+    assert err.strip() == ""  # the bar is for people
+
+
+def test_a_bar_while_nothing_else_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    request = Request(0, [1], SamplingParams())
+    output = StepOutput(request, [], [], finished=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORCE_COLOR", "1")  # as on a terminal
+        with _progress(3) as show:
+            for prompt in ("a", "b"):
+                show("plain", Prompt(prompt, []), output)
+                request.output_ids += [1] * 20
+    err = capsys.readouterr().err
+    assert "prompt 1 of at most 3, plain: 0 tokens" in err
+    assert "prompt 2 of at most 3, plain: 16 tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "seconds", "count"),
+    [
+        ([], 60, 3),
+        (["--seconds", "5"], 5, 3),
+        (["--limit", "2"], None, 2),
+        (["--limit", "2", "--seconds", "7.5"], 7.5, 2),
+    ],
+)
+def test_seconds_and_limit(
+    run: Run,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    seconds: float | None,
+    count: int,
+) -> None:
+    asked: list[tuple[float | None, int]] = []
+
+    def stop(target: Any, drafter: Any, prompts: list[Prompt], *_: Any, **options: Any) -> None:
+        asked.append((options["seconds"], len(prompts)))
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(demo, "run", stop)
+    assert run("--data", str(prompts), *argv)[0] == 2
+    assert asked == [(seconds, count)]
+
+
+def test_ctrl_c_prints_the_table_of_what_is_finished(
+    run: Run, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, file = _Screen.show, tmp_path / "demo.json"
+
+    def show(self: _Screen, way: str, prompt: Prompt, output: StepOutput) -> None:
+        real(self, way, prompt, output)
+        if prompt.id == "c":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Screen, "show", show)
+    code, out, err = run("--data", str(prompts), "--limit", "3", "--json", str(file))
+    assert (code, err) == (130, "dspark: interrupted; finished work is kept\n")
+    assert "2 prompts" in out
+    result = read_artifact(file, "dspark.demo/1")
+    assert (result["prompts"], result["interrupted"]) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "said"),
+    [
+        (0.9312, "On this machine drafting does not pay: 0.93 times plain decoding. `dspark "),
+        (0.996, ""),
+        (1.3, ""),
+    ],
+)
+def test_it_says_when_drafting_does_not_pay(
+    run: Run, prompts: Path, monkeypatch: pytest.MonkeyPatch, speedup: float, said: str
+) -> None:
+    real = demo.run
+    monkeypatch.setattr(demo, "run", lambda *a, **o: real(*a, **o) | {"speedup": speedup})
+    _, out, _ = run("--data", str(prompts), "--limit", "1", "--quiet")
+    assert said in out
+    assert ("does not pay" in out) == bool(said)
 
 
 def test_bundled_prompts_and_a_limit(run: Run, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_json_of_the_installed_command(home: Path) -> None:
     line = [sys.executable, "-m", "dspark.cli.main", "generate", "add the rain", "--json"]
     line += ["--target", str(home / "target"), "--drafter", str(home / "run" / "drafter")]
     env = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_VERBOSITY"}
-    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["token_ids"]
     assert done.stderr == ""
@@ -264,5 +264,5 @@ def test_errors_of_the_installed_command_are_one_line(home: Path) -> None:
     env = {k: v for k, v in os.environ.items() if k != "TRANSFORMERS_VERBOSITY"}
     line = [sys.executable, "-m", "dspark.cli.main", "generate", "word " * 400, "--raw"]
     line += ["--target", str(home / "target"), "--drafter", "none"]
-    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(line, capture_output=True, text=True, env=env, timeout=600)
     refused((done.returncode, done.stdout, done.stderr), "longer than the target's context")

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 
+from dspark.artifacts import cache_dir
 from dspark.cli import main as cli
 from dspark.cli import serve
 from dspark.models.target import Target, load_target
@@ -38,6 +39,8 @@ def line(home: Path, *more: str) -> list[str]:
 @pytest.fixture
 def server(home: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running process and its address."""
+    if (cache_dir() / "native").is_dir():  # compiled already
+        (tmp_path / "native").symlink_to(cache_dir().absolute() / "native")
     env = os.environ | {"DSPARK_CACHE": str(tmp_path), "DSPARK_API_KEYS": "sesame"}
     command = [sys.executable, "-m", "dspark.cli.main", *line(home)]
     with subprocess.Popen(
@@ -57,11 +60,11 @@ def test_a_process_that_answers_and_stops_in_order(
     process, url = server
     body = {"model": "target", "messages": [{"role": "user", "content": "zebras"}]}
     headers = {"Authorization": "Bearer sesame"}
-    answer = httpx.post(url + "/v1/chat/completions", json=body, headers=headers, timeout=60)
+    answer = httpx.post(url + "/v1/chat/completions", json=body, headers=headers, timeout=300)
     assert answer.json()["usage"]["speculative"]["drafted"] > 0
-    assert httpx.get(url + "/v1/models").status_code == 401
+    assert httpx.get(url + "/v1/models", timeout=300).status_code == 401
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "policy fixed:4; after `dspark profile`" in errors
     assert "prompt tokens" in errors

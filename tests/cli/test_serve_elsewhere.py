@@ -138,7 +138,7 @@ def test_all_nodes_or_one(
 
 def start(argv: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dspark.cli.main", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
 
 
 def test_it_becomes_the_program(

@@ -2,6 +2,9 @@
 
 The method is that of `test_distribution.py`. Confidences are made to hang strongly on the draft
 token before, so that verify lengths really vary with what was drafted.
+
+Power: 8,000 sequences give p-values below 1e-29 for both broken ways, whatever the seed; 24,000 are
+held against the right ones.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def informed(drafter: Any) -> InformedConfidence:
 
 
 def run(
-    policy: Policy, count: int, batch: int = 10_000, *, head: bool = False
+    policy: Policy, count: int, batch: int = 8_000, *, head: bool = False
 ) -> tuple[Counter[Text], list[Request]]:
     """Texts of many sequences, and the last batch's requests.
 
@@ -93,16 +96,16 @@ def lengths_by_first_token(requests: Sequence[Request]) -> Counter[int]:
 
 @pytest.mark.parametrize("kind", [Causal, Pipelined])
 def test_joint_counts_follow_the_target(kind: Any) -> None:
-    texts, requests = run(kind(PolicyTables(COST), BLOCK), 100_000)
+    texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000)
     seen = lengths_by_first_token(requests)
-    often = [length for length, count in seen.items() if count >= 500]
+    often = [length for length, count in seen.items() if count >= 400]
     assert len(often) >= 2, seen  # verify lengths vary in one and the same state
     assert min(p_values(texts, PLAIN)) > 1e-4
 
 
 @pytest.mark.parametrize("kind", [Causal, Pipelined])
 def test_an_informed_head_changes_nothing_either(kind: Any) -> None:
-    texts, requests = run(kind(PolicyTables(COST), BLOCK), 100_000, head=True)
+    texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000, head=True)
     often = [n for n, count in lengths_by_first_token(requests).items() if count >= 100]
     assert len(often) >= 2
     assert min(p_values(texts, PLAIN)) > 1e-4
@@ -112,19 +115,19 @@ def test_an_informed_head_that_sees_the_token_itself_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dspark.models.informed._one_later", lambda x_RKn: x_RKn)
-    texts, requests = run(Causal(PolicyTables(COST), BLOCK), 40_000, head=True)
+    texts, requests = run(Causal(PolicyTables(COST), BLOCK), 8_000, head=True)
     assert len(lengths_by_first_token(requests)) >= 2
     assert min(p_values(texts, PLAIN)) < 1e-4
 
 
 def test_looking_past_a_dip_is_caught() -> None:
-    texts, requests = run(Retrospective(), 40_000)
+    texts, requests = run(Retrospective(), 8_000)
     assert len(lengths_by_first_token(requests)) >= 2
     assert min(p_values(texts, PLAIN)) < 1e-4
 
 
 def test_the_same_costs_without_looking_on_are_fine() -> None:
-    texts, _ = run(Alone(), 40_000)
+    texts, _ = run(Alone(), 16_000)
     assert min(p_values(texts, PLAIN)) > 1e-4
 
 

@@ -219,7 +219,9 @@ class Literal:
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTIVE))
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 6))]
+)
 def test_what_is_remembered_changes_nothing(name: str, seed: int) -> None:
     draw = random.Random(seed)
     tables = some_tables(draw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,9 @@ def test_engines_that_cannot_be(target: Target, drafter: Drafter) -> None:
 # ---- what is counted and what is computed ------------------------------------------------------
 
 
-def test_totals(target: Target, drafter: Drafter) -> None:
+def test_totals(target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = count()
+    monkeypatch.setattr("dspark.engine.engine.perf_counter", lambda: next(ticks))
     engine = Engine(target, drafter, slots=2)
     requests = engine.generate(PROMPTS, GREEDY)
     total = engine.stats

@@ -89,16 +89,16 @@ def test_texts_keep_to_the_grammar(temperature: float) -> None:
 def test_joint_counts_follow_the_target_under_the_grammar() -> None:
     target = TableTarget(stop_ids=[STOP])
     engine = Engine(target, small_drafter(target), slots=SLOTS, seed=11)
-    requests = engine.generate([PROMPT] * 40_000, KEPT)
+    requests = engine.generate([PROMPT] * 16_000, KEPT)
     texts: Counter[Text] = Counter(tuple(request.output_ids) for request in requests)
     assert min(p_values(texts, KEPT)) > 1e-4
     assert min(p_values(texts, PLAIN)) < 1e-9  # the grammar matters
     first = Counter(request.rounds[0].verified for request in requests if request.rounds)
-    assert first[BLOCK] > 1000  # whole drafts inside the grammar
-    assert sum(first[k] for k in range(1, BLOCK)) > 1000  # drafts that ended early
-    assert first[0] > 1000  # after a 2 nothing in the drafter's vocabulary may come
+    assert first[BLOCK] > 400  # whole drafts inside the grammar
+    assert sum(first[k] for k in range(1, BLOCK)) > 400  # drafts that ended early
+    assert first[0] > 400  # after a 2 nothing in the drafter's vocabulary may come
     accepted = sum(record.accepted for request in requests for record in request.rounds)
-    assert accepted > 10_000
+    assert accepted > 4_000
 
 
 def test_a_draft_outside_the_grammar_is_rejected() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,93 @@ def test_both_ways_are_shown_in_turn(target: Target, drafter: Drafter) -> None:
         if output.finished:
             ids = [i for w, p, o in shown if (w, p) == (way, prompt) for i in o.token_ids]
             assert ids == output.request.output_ids
+
+
+class Clock:
+    """Time that passes only as told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def numbers_within(seconds: float | None, each: float, domains: Sequence[str]) -> list[int]:
+    """Which prompts are answered when each takes this long; one letter a prompt, its domain."""
+    clock = Clock()
+    asked = [Prompt(str(n), [{"role": "user", "content": "x"}], d) for n, d in enumerate(domains)]
+    taken = []
+    for index in demo.within(asked, seconds, clock):
+        taken.append(index)
+        clock.now += each
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("seconds", "each", "domains", "answered"),
+    [
+        (None, 1e6, "abcabc", [0, 1, 2, 3, 4, 5]),
+        (60, 1, "abcabc", [0, 1, 2, 3, 4, 5]),
+        (60, 14, "abcabcabc", [0, 1, 2, 3, 4]),  # the fifth starts after 56 seconds
+        (60, 20, "abcabc", [0, 1, 2]),  # none starts when the time is spent to the second
+        (60, 32, "abcabc", [0, 1, 2]),  # the third is the first of its domain
+        (60, 32, "aabbcc", [0, 1, 2, 4]),  # after 64 and after 96 seconds
+        (60, 32, "aaabcc", [0, 1, 3, 4]),
+        (60, 70, "abcd", [0, 1]),  # twice the time is the end for all
+        (1, 1000, "abc", [0]),
+        (60, 20, ["", "", "", ""], [0, 1, 2]),
+    ],
+)
+def test_a_budget_of_seconds(
+    seconds: float | None, each: float, domains: Sequence[str], answered: list[int]
+) -> None:
+    assert numbers_within(seconds, each, domains) == answered
+
+
+def test_a_run_within_seconds(target: Target, drafter: Drafter) -> None:
+    clock = Clock()
+    shown: list[tuple[str, str]] = []
+
+    def show(way: str, prompt: Prompt, output: StepOutput) -> None:
+        shown.append((prompt.id, way))
+        clock.now += 10 * output.finished
+
+    found = demo.run(target, drafter, prompts(6), PARAMS, seconds=55, show=show, clock=clock)
+    assert found["prompts"] == 3
+    assert found["seconds"] == 55
+    assert not found["interrupted"]
+    assert found["domains"]["macro"]["prompts"] == 3
+    assert list(dict.fromkeys(p for p, _ in shown)) == ["p0", "p1", "p2"]
+
+
+def test_where_it_ran_is_told(result: dict[str, Any], target: Target) -> None:
+    assert result["machine"] == demo.machine(target) != ""
+    assert result["kernels"] == demo.kernels() != ""
+    assert result["seconds"] is None
+
+
+@pytest.mark.parametrize("way", ["plain", "dspark"])
+def test_ctrl_c_keeps_what_is_answered(target: Target, drafter: Drafter, way: str) -> None:
+    def show(now: str, prompt: Prompt, output: StepOutput) -> None:
+        if (now, prompt.id) == (way, "p2"):
+            raise KeyboardInterrupt
+
+    found = demo.run(target, drafter, prompts(6), PARAMS, show=show)
+    whole = demo.run(target, drafter, prompts(2), PARAMS)
+    assert found["interrupted"]
+    for key in ("prompts", "new_tokens", "accepted_length", "identical_texts"):
+        assert found[key] == whole[key], key
+    assert list(found["domains"]) == ["math", "code", "macro"]
+    assert 0 < sum(found["time_share"].values()) < 1
+
+
+def test_ctrl_c_before_the_first_answer(target: Target, drafter: Drafter) -> None:
+    def show(way: str, prompt: Prompt, output: StepOutput) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(target, drafter, prompts(6), PARAMS, show=show)
 
 
 def test_sampling_with_a_seed_and_a_policy(target: Target, drafter: Drafter) -> None:

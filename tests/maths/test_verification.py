@@ -161,6 +161,8 @@ def test_the_papers_example_of_a_retrospective_length(length_of_b, share_of_a):
 
 
 # --- Statistical: a larger vocabulary, numbers from the request's own generator ---
+# Power: 8,000 requests give p-values below 1e-32 for every broken rule, whatever the seed; 40,000
+# are held against the right one.
 
 
 def chi2_p(tokens: np.ndarray, law: np.ndarray) -> float:
@@ -215,11 +217,12 @@ def test_two_tokens_follow_the_target_under_ragged_truncation() -> None:
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("d2t", [None, torch.tensor([7, 0, 3, 8, 1])], ids=["full", "reduced"])
 def test_control_a_broken_rule_fails_the_chi_square(control, d2t):
-    assert simulate(control, d2t=d2t) < 1e-10
+    assert simulate(control, d2t=d2t, count=8_000) < 1e-10
 
 
 def test_control_a_length_that_looks_at_its_own_token_fails_the_chi_square() -> None:
-    assert simulate(verify, lambda requests, ids: np.where(ids[:, 0] < 4, 0, 3)) < 1e-10
+    looking = lambda requests, ids: np.where(ids[:, 0] < 4, 0, 3)  # noqa: E731
+    assert simulate(verify, looking, count=8_000) < 1e-10
 
 
 # --- The rule, case by case ---

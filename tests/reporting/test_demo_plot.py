@@ -51,6 +51,12 @@ def test_transformers_has_a_bar_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
+def test_the_machine_is_named(tmp_path: Path) -> None:
+    draw(RESULT, tmp_path / "a.png")
+    draw(RESULT | {"machine": "a processor", "kernels": "ready"}, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
 def test_nothing_was_drafted(tmp_path: Path) -> None:
     draw(RESULT | {"accept_by_position": []}, tmp_path / "a.png")
     assert size(tmp_path / "a.png")

@@ -20,7 +20,7 @@ from dspark.server.app import create_app
 from dspark.server.settings import Settings
 from fakes import tiny_target_folder
 from scripted import random_drafter
-from serving import MODEL, Live, listening
+from serving import MODEL, PATIENCE_S, Live, listening
 
 Make = Callable[..., FastAPI]
 
@@ -72,6 +72,7 @@ class Slow:
 
     Attributes:
         engine: has one slot.
+        go: while it is not set, no step begins.
         hurry: once set, steps are quick.
         fault: raised by the next step.
     """
@@ -80,12 +81,14 @@ class Slow:
         endless = copy(target)
         endless.stop_ids = frozenset()
         self.engine = Engine(endless, drafter, slots=1, max_len=96)
-        self.hurry = Event()
+        self.go, self.hurry = Event(), Event()
+        self.go.set()
         self.fault: Exception | None = None
         self._step = self.engine.step
         self.engine.step = self.step  # type: ignore[method-assign]
 
     def step(self) -> list[StepOutput]:
+        self.go.wait(PATIENCE_S)
         self.hurry.wait(0.05)
         fault, self.fault = self.fault, None
         if fault is not None:

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dspark.server.metrics import PREFIX
-from serving import CHAT, Live, chat, soon
+from serving import CHAT, Live, chat, get, post, soon
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples/monitoring/prometheus.yml"
@@ -34,21 +34,21 @@ def expressions() -> list[str]:
 
 def families(live: Live) -> dict[str, str]:
     """Types of the server's metrics by name, counters without their suffix."""
-    text = httpx.get(live.url + "/metrics").text
+    text = get(live.url + "/metrics").text
     found = {family.name: family.type for family in text_string_to_metric_families(text)}
     return {name: kind for name, kind in found.items() if not name.endswith("_created")}
 
 
 def scraped(live: Live, name: str) -> float:
     """What the server itself says of a counter."""
-    text = httpx.get(live.url + "/metrics").text
+    text = get(live.url + "/metrics").text
     return float(re.search(rf"^{name} (\S+)$", text, re.M)[1])  # type: ignore[index]
 
 
 def ask(live: Live, count: int = 3) -> None:
     for seed in range(count):
         body = chat(seed=seed, temperature=1, max_tokens=24)
-        assert httpx.post(live.url + CHAT, json=body, timeout=60).status_code == 200
+        assert post(live.url + CHAT, json=body).status_code == 200
 
 
 def test_the_dashboard_asks_for_what_there_is(live: Live) -> None:

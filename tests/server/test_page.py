@@ -227,7 +227,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_node(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     assert NODE is not None
     command = [NODE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 @needs_node

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
 ]
 
-PATIENCE_S = 20
+PATIENCE_S = 120
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_two_processes_are_as_one(recipe: Any, whole: Path, tmp_path: Path) -> N
         [*launch, str(script), str(file)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr

@@ -167,8 +167,13 @@ def check_writable(path: Path) -> None:
         raise DataError(f"cannot write {path}", found=found, fix="Choose another place")
 
 
-def passing_bar() -> Progress:
-    """A bar on standard error that goes away when the work is done."""
+def passing_bar(auto_refresh: bool = True) -> Progress:
+    """A bar on standard error that goes away when the work is done.
+
+    Args:
+        auto_refresh: draw it ten times a second from a thread of its own; False leaves it to
+            the caller, whose work is timed.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -178,6 +183,7 @@ def passing_bar() -> Progress:
         TimeElapsedColumn(),
         console=Console(file=sys.stderr),
         transient=True,
+        auto_refresh=auto_refresh,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,11 +26,20 @@ from dspark.cli.common import (
     check_writable,
     load_models,
     load_tables,
+    passing_bar,
 )
 from dspark.core import SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
+if TYPE_CHECKING:
+    from dspark.evaluation.demo import Show
+
+SECONDS = 60  # what a person waits for without a second thought
+NO_GAIN = (
+    "On this machine drafting does not pay: {:.2f} times plain decoding. `dspark doctor` says "
+    "which kernels run; --policy off decodes plainly."
+)
 STYLES = {TokenKind.ACCEPTED: "green", TokenKind.DRAWN: "yellow", TokenKind.PLAIN: ""}
 
 
@@ -40,10 +50,20 @@ def command(
         list[str] | None,
         typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            min=1,
+            help="Start no prompt later than this; each domain gets one even so, up to twice "
+            f"the time. Default: {SECONDS}, or no limit of time with --limit alone; with both, "
+            "what comes first ends the run.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Prompts in all, spread over the domains.")
     ] = None,
-    max_new_tokens: LongestAnswerOption = 160,
+    max_new_tokens: LongestAnswerOption = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     compare: Annotated[
@@ -62,13 +82,16 @@ def command(
 ) -> None:
     """Answer prompts plainly and with the drafter in turn, and compare speed and text.
 
-    Accepted draft tokens are green, tokens the target corrected or added are yellow.
+    Takes a minute, with prompts of each domain in turn. Accepted draft tokens are green, tokens
+    the target corrected or added are yellow. Ctrl-C ends it with the table of what is answered.
 
     Examples:
 
         dspark demo
 
-        dspark demo --compare transformers --json results/demo.json --plot results/demo.png
+        dspark demo --seconds 300 --quiet
+
+        dspark demo --limit 12 --compare transformers --json demo.json --plot demo.png
 
         dspark demo --data eval/gsm8k.jsonl --data eval/mbpp.jsonl --limit 60 --quiet
     """
@@ -81,11 +104,12 @@ def command(
     for path in (json_file, plot):
         if path is not None:
             check_writable(path)
-    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.data.prompts import spread_prompts
     from dspark.evaluation import demo
 
-    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
-    prompts = spread(prompts, limit) if limit else prompts
+    prompts = spread_prompts(data, limit)
+    if seconds is None and limit is None:
+        seconds = SECONDS
     params = SamplingParams(
         temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
     )
@@ -97,18 +121,21 @@ def command(
 
         module = load_module(target, model.dtype_name, str(model.device))[0]
     console = Console(highlight=False)
-    shown = _Screen(console, model.tokenizer, quiet)
-    result = demo.run(
-        model,
-        draft_model,
-        prompts,
-        params,
-        policy=policy,
-        tables=tables,
-        compare=module,
-        show=shown.show,
-    )
+    with _progress(len(prompts)) if quiet else _answers(console, model.tokenizer) as show:
+        result = demo.run(
+            model,
+            draft_model,
+            prompts,
+            params,
+            seconds=seconds,
+            policy=policy,
+            tables=tables,
+            compare=module,
+            show=show,
+        )
     console.print(table(result))
+    if result["speedup"] < 0.995:  # the table shows less than 1.00
+        console.print(NO_GAIN.format(result["speedup"]), markup=False, soft_wrap=True)
     if json_file is not None:
         record = provenance("dspark demo", {"seed": seed}, _files(data or []))
         write_artifact(json_file, demo.SCHEMA, result, record)
@@ -116,6 +143,8 @@ def command(
         from dspark.reporting.demo_plot import draw
 
         draw(result, plot)
+    if result["interrupted"]:
+        raise KeyboardInterrupt
 
 
 def _files(names: list[str]) -> list[Path]:
@@ -129,18 +158,44 @@ def _files(names: list[str]) -> list[Path]:
     return found
 
 
+@contextlib.contextmanager
+def _progress(prompts: int) -> Iterator[Show]:
+    """A bar in place of the answers; drawn off their clock, as the answers are."""
+    with passing_bar(auto_refresh=False) as bar:
+        task = bar.add_task("loaded", total=prompts)
+        numbers: dict[str, int] = {}
+
+        def show(way: str, prompt: Any, output: Any) -> None:
+            number = numbers.setdefault(prompt.id, len(numbers) + 1)
+            tokens = len(output.request.output_ids) // 16 * 16
+            what = f"prompt {number} of at most {prompts}, {way}: {tokens} tokens"
+            if bar.tasks[0].description != what:
+                bar.update(task, completed=number - 1, description=what, refresh=True)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _answers(console: Console, tokenizer: Any) -> Iterator[Show]:
+    """The answers as they come about; one that is cut short ends its line."""
+    screen = _Screen(console, tokenizer)
+    try:
+        yield screen.show
+    finally:
+        screen.end_line()
+
+
 class _Screen:
     """Streams answers; every prompt appears once, then each way's answer under its name."""
 
-    def __init__(self, console: Console, tokenizer: Any, quiet: bool) -> None:
-        self.console, self.tokenizer, self.quiet = console, tokenizer, quiet
+    def __init__(self, console: Console, tokenizer: Any) -> None:
+        self.console, self.tokenizer = console, tokenizer
         self.prompt_id, self.way = "", ""
         self.text: Any = None
+        self.under_way = False
 
     def show(self, way: str, prompt: Any, output: Any) -> None:
         """One step's tokens, coloured by how they came about."""
-        if self.quiet:
-            return
         from dspark.models.detokenize import TextStream
 
         if prompt.id != self.prompt_id:
@@ -154,14 +209,26 @@ class _Screen:
         for token, kind in zip(output.token_ids, output.kinds, strict=True):
             line.append(self.text.push(token), STYLES[kind])
         if output.finished:
-            line.append(self.text.rest() + "\n")
+            line.append(self.text.rest())
+        self.under_way = True
         self.console.print(line, end="", soft_wrap=True)
+        if output.finished:
+            self.end_line()
+
+    def end_line(self) -> None:
+        """End the line of an answer under way."""
+        if self.under_way:
+            self.console.print()
+        self.under_way = False
 
 
 def table(result: dict[str, Any]) -> Table:
     """The figures as a table."""
-    title = f"{result['target']}, {result['dtype']}, {result['threads']} threads, "
-    title += f"{result['prompts']} prompts, {result['new_tokens']} tokens"
+    title = (
+        f"{result['target']}, {result['dtype']}, policy {result['policy']}, "
+        f"{result['prompts']} prompts, {result['new_tokens']} tokens\n"
+        f"{result['machine']}, {result['threads']} threads, kernels: {result['kernels']}"
+    )
     rows = Table(title=escape(title))
     for heading in ("", "tokens/s", "speed-up"):
         rows.add_column(heading, justify="left" if not heading else "right")

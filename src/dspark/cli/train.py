@@ -65,14 +65,17 @@ def command(
 
     with _Display(loaded, quiet=not parallel.is_main) as display:
         _, measured = run(loaded, display.show)
+    if parallel.is_main:
+        _print_end(measured, as_json, Path(loaded.out))
     parallel.close()
-    if not parallel.is_main:
-        return
+
+
+def _print_end(measured: dict[str, Any], as_json: bool, out: Path) -> None:
     if as_json:
         print(json.dumps(measured))
     else:
         length = measured.get("accepted_length")
-        print(f"drafter in {Path(loaded.out) / 'drafter'}, held-out accepted_length {length}")
+        print(f"drafter in {out / 'drafter'}, held-out accepted_length {length}")
 
 
 class _Display:

@@ -6,12 +6,17 @@ machine's speed falls on both alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
+from dspark import native
+from dspark.artifacts import cpu_model
 from dspark.core import Request, SamplingParams, StepOutput
 from dspark.data.prompts import Prompt
 from dspark.engine.adaptive import PolicyTables
@@ -31,6 +36,11 @@ class Ways:
 
     answers: dict[str, list[Answer]] = field(default_factory=dict)
 
+    def add(self, answers: dict[str, Answer]) -> None:
+        """One prompt's answers."""
+        for way, given in answers.items():
+            self.answers.setdefault(way, []).append(given)
+
     def tokens_per_s(self, way: str, only: Sequence[int] | None = None) -> float:
         """Ratio of totals, prefill included, over all prompts or some of them."""
         chosen = self.answers[way]
@@ -44,19 +54,26 @@ def run(
     prompts: list[Prompt],
     params: SamplingParams,
     *,
+    seconds: float | None = None,
     policy: str | None = None,
     tables: PolicyTables | None = None,
     compare: Any = None,
     show: Show = lambda way, prompt, output: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Answer every prompt each way and compare.
+    """Answer prompts each way and compare; Ctrl-C keeps those that are answered.
 
     Args:
+        seconds: start no prompt later than this (`within`); None answers them all.
         compare: a Hugging Face module of the same target, to time ``generate`` too.
-        show: called with every step's output, off the clock.
+        show: called with every step's output, off the clock of the answers.
+        clock: says how much of ``seconds`` is spent.
 
     Returns:
         The fields of schema dspark.demo/1.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before the first prompt was answered.
     """
     encoded = [target.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, encoded)) + params.max_new_tokens, target.max_positions)
@@ -64,27 +81,65 @@ def run(
         "plain": Engine(target, None, slots=1, max_len=room),
         "dspark": Engine(target, drafter, policy, slots=1, max_len=room, tables=tables),
     }
-    ways = Ways({way: [] for way in engines})
-    if compare is not None:
-        ways.answers["transformers"] = []
     _warm_up(engines, encoded[0], params, compare, target)
-    for index, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
-        order = list(engines.items())
-        for way, engine in order if index % 2 == 0 else reversed(order):
-            shown = lambda output, w=way, p=prompt: show(w, p, output)  # noqa: E731
-            ways.answers[way].append(answer(engine, ids, params, shown))
-        if compare is not None:
-            ways.answers["transformers"].append(
-                answer_with_transformers(compare, target, ids, params)
-            )
-    stats = engines["dspark"].stats
-    return summary(target, drafter, prompts, params, ways) | {
+    answered: list[Prompt] = []
+    ways, stats, spent, interrupted = Ways(), engines["dspark"].stats, (0.0, 0.0), False
+    try:
+        for index in within(prompts, seconds, clock):
+            prompt, ids = prompts[index], encoded[index]
+            order = list(engines) if len(answered) % 2 == 0 else list(reversed(engines))
+            found = {
+                way: answer(engines[way], ids, params, partial(show, way, prompt)) for way in order
+            }
+            if compare is not None:
+                found["transformers"] = answer_with_transformers(compare, target, ids, params)
+            ways.add(found)
+            answered.append(prompt)
+            spent = stats.draft_s, stats.verify_s
+    except KeyboardInterrupt:
+        if not answered:
+            raise
+        interrupted = True
+    time_share = [round(part / _seconds(ways, "dspark"), 4) for part in spent]
+    return summary(target, drafter, answered, params, ways) | {
+        "machine": machine(target),
+        "kernels": kernels(),
         "policy": engines["dspark"].policy.name,
-        "time_share": {
-            "draft": round(stats.draft_s / _seconds(ways, "dspark"), 4),
-            "verify": round(stats.verify_s / _seconds(ways, "dspark"), 4),
-        },
+        "seconds": seconds,
+        "interrupted": interrupted,
+        "time_share": dict(zip(("draft", "verify"), time_share, strict=True)),
     }
+
+
+def within(
+    prompts: Sequence[Prompt], seconds: float | None, clock: Callable[[], float]
+) -> Iterator[int]:
+    """Places of the prompts to answer: of each, asked for when the one before is answered.
+
+    None starts once ``seconds`` are spent, but for the first of its domain, which may start
+    until twice as many are: a table with all domains says more than a punctual one. The very
+    first always starts.
+    """
+    start, domains = clock(), set[str]()
+    for index, prompt in enumerate(prompts):
+        allowed = math.inf
+        if seconds is not None and domains:
+            allowed = seconds if prompt.domain in domains else 2 * seconds
+        if clock() - start < allowed:
+            domains.add(prompt.domain)
+            yield index
+
+
+def machine(target: Target) -> str:
+    """Name of the device that the target runs on."""
+    if target.device.type == "cuda":
+        return torch.cuda.get_device_name(target.device)
+    return cpu_model()
+
+
+def kernels() -> str:
+    """Which kernels decode on this processor."""
+    return native.describe()
 
 
 def _seconds(ways: Ways, way: str) -> float:

@@ -21,10 +21,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     _speeds(speeds, result)
     _domains(domains, result)
     _slots(slots, result)
+    where = f"\n{result['machine']}, kernels: {result['kernels']}" if "machine" in result else ""
     figure.suptitle(
         f"{result['target']}, {result['dtype']}, {result['threads']} CPU threads, one user, "
         f"temperature {result['temperature']:g}: {result['prompts']} prompts, "
-        f"{result['identical_texts']:.0%} of texts identical",
+        f"{result['identical_texts']:.0%} of texts identical{where}",
         fontsize=10,
     )
     atomic_write_bytes(path, png(figure))

@@ -154,6 +154,7 @@ class Demo(Record):
     drafter: str
     dtype: str
     threads: int
+    kernels: str | None = None
     policy: str | None = None
     temperature: float
     prompts: int

@@ -6,6 +6,8 @@ DistributedDataParallel. One process is a world of one: nothing is wrapped and n
 
 from __future__ import annotations
 
+import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -130,5 +132,11 @@ class Parallel:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """Leave the group of processes, at the very end."""
+        """Leave the group of processes, at the very end; one of several ends here, in success."""
         self._accelerator.end_training()
+        if self.world > 1:
+            # Gloo's threads outlive the group, and one that is late on a busy machine aborts a
+            # Python that takes itself down.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
