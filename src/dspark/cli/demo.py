@@ -24,7 +24,6 @@ from dspark.cli.common import (
     ThreadsOption,
     check_writable,
     load_models,
-    load_tables,
 )
 from dspark.core import SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
@@ -90,7 +89,6 @@ def command(
         temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
     )
     model, draft_model = load_models(target, drafter, dtype, threads)
-    tables = load_tables(policy, model, drafter)
     module = None
     if compare:
         from dspark.models.target import load_module
@@ -104,7 +102,6 @@ def command(
         prompts,
         params,
         policy=policy,
-        tables=tables,
         compare=module,
         show=shown.show,
     )

@@ -14,7 +14,6 @@ import torch
 
 from dspark.core import Request, SamplingParams, StepOutput
 from dspark.data.prompts import Prompt
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length, wasted_tokens
 from dspark.evaluation.answers import Answer, answer, answer_with_transformers, difference
@@ -45,7 +44,6 @@ def run(
     params: SamplingParams,
     *,
     policy: str | None = None,
-    tables: PolicyTables | None = None,
     compare: Any = None,
     show: Show = lambda way, prompt, output: None,
 ) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def run(
     room = min(max(map(len, encoded)) + params.max_new_tokens, target.max_positions)
     engines = {
         "plain": Engine(target, None, slots=1, max_len=room),
-        "dspark": Engine(target, drafter, policy, slots=1, max_len=room, tables=tables),
+        "dspark": Engine(target, drafter, policy, slots=1, max_len=room),
     }
     ways = Ways({way: [] for way in engines})
     if compare is not None:
