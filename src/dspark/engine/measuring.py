@@ -51,13 +51,13 @@ class Stand:
         """Bring so many requests before their first round."""
         params = SamplingParams(max_new_tokens=self._max_len, ignore_stop=True)
         vocabulary = self.runner.target.spec.vocab_size
-        while self._queue.running + self._queue.waiting < requests:
+        for number in range(len(self._running), requests):
             prompt = [self._words.randrange(vocabulary) for _ in range(self._context)]
-            self._queue.submit(Request(self._queue.running + 1, prompt, params))
-            while (batch := self._queue.next_batch()).prefill:
-                alone = Batch(batch.prefill, [])  # those that are ready wait for the others
-                plan = VerifyPlan(())
-                self._queue.commit(alone, None, plan, self.runner.verify(alone, None, plan))
+            self._queue.submit(Request(number + 1, prompt, params))
+        while (batch := self._queue.next_batch()).prefill:
+            alone = Batch(batch.prefill, [])  # those that are ready wait for the others
+            plan = VerifyPlan(())
+            self._queue.commit(alone, None, plan, self.runner.verify(alone, None, plan))
         self._running = batch.decode
 
     def draft(self, requests: int, slots: int) -> tuple[DraftBlock | None, float]:
