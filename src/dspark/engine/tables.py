@@ -98,10 +98,7 @@ def find_or_measure(runner: Runner, users: int, max_len: int) -> PolicyTables | 
         max_len: positions of the runner's caches.
 
     Returns:
-        None where the caches have no room for drafts.
-
-    Raises:
-        EngineError: the models give numbers that nothing can be drawn from.
+        None where the caches have no room for drafts, or the models cannot be measured.
     """
     target, drafter = runner.target, runner.drafter
     assert drafter is not None
@@ -112,7 +109,8 @@ def find_or_measure(runner: Runner, users: int, max_len: int) -> PolicyTables | 
         known = _or_none(lambda: CostTable.load(path, key))
     table = known
     if known is None or known.most_requests < users:
-        table = measure_quickly(runner, key, users=users, max_len=max_len, known=known)
+        sizes = {"users": users, "max_len": max_len}
+        table = _or_none(lambda: measure_quickly(runner, key, **sizes, known=known)) or known
         if table is not None and table is not known:
             _measured.setdefault(drafter, {})[key] = table
             if path is not None:
