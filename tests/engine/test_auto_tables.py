@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,7 @@ def folder(target: Target, tmp_path: Path) -> Path:
     return save_drafter(random_drafter(target, K), tmp_path / "drafter")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_cache: Path) -> Iterator[None]:
-    yield
+pytestmark = pytest.mark.usefixtures("tmp_cache")
 
 
 def loaded(folder: Path, target: Target) -> Drafter:
