@@ -61,10 +61,8 @@ def test_text_is_the_targets(target: Target, vocabulary: Any, params: SamplingPa
     if vocabulary is not None:
         drafter.d2t = torch.tensor(vocabulary)
     drafter.bind(target).eval()
-    alone = [
-        Engine(target, drafter, whole_blocks(drafter), slots=1).generate([p], params)[0]
-        for p in PROMPTS
-    ]
+    policy = whole_blocks(drafter)
+    alone = [Engine(target, drafter, policy, slots=1).generate([p], params)[0] for p in PROMPTS]
     together = Engine(target, drafter, policy, slots=4).generate(PROMPTS, params)
     assert [r.output_ids for r in together] == [r.output_ids for r in alone]
     if params.temperature == 0:
