@@ -215,10 +215,18 @@ def test_steps_that_teach_nothing(change: dict[str, Any]) -> None:
         times.take(plain)
         times.take(replace(drafted, **change))
     assert times.ratio(1) == times.ratio(2) == 1.0
-    for step in (plain, drafted, plain):
+    for step in (plain, drafted, plain, replace(drafted, late=40), plain, drafted):
         times.take(step)
     assert times.ratio(1) == pytest.approx(5.0)
     assert times.ratio(1 << 5) == 1.0
+
+
+def test_pairs_that_do_not_agree_decide_nothing() -> None:
+    times = StepTimes(lambda step: 0.01)
+    for seconds in (0.008, 0.02, 0.012, 0.009, 0.03):
+        times.take(StepRecord(1, 0, 0, 1, 0, 0, 0.01))
+        times.take(StepRecord(1, 1, 3, 4, 0, 1, seconds))
+    assert times.ratio(1) == 1.0
 
 
 def test_one_pair_decides_nothing() -> None:

@@ -131,7 +131,7 @@ class Auto(Causal):
         if not self._could_pay(batch):
             return False
         hopeful = any(self._pays(batch, self._expected(batch.decode), MARGIN))
-        turns.gap = min(2 * turns.gap, PLAIN_EVERY if hopeful else LAST_TRY)
+        turns.gap = FIRST_TRY if hopeful else min(2 * turns.gap, LAST_TRY)
         turns.trying = TRY_STEPS
         return True
 

@@ -103,6 +103,13 @@ class Times:
         self.draft_s: dict[tuple[int, int], list[float]] = defaultdict(list)
         self.verify_s: dict[tuple[int, int], list[float]] = defaultdict(list)
 
+    def add(self, other: Times) -> None:
+        """Add another's measurements."""
+        for size, values in other.draft_s.items():
+            self.draft_s[size] += values
+        for rows, values in other.verify_s.items():
+            self.verify_s[rows] += values
+
     def table(self, key: CostKey, block: int, context: int, pick: Pick = median) -> CostTable:
         """The table they make.
 
@@ -176,7 +183,7 @@ def measure_quickly(
         users: most requests to measure with; at most the runner's slots.
         max_len: positions of the runner's caches.
         known: a table that lacks larger numbers of requests; its points are kept.
-        seconds: that it may take; one user is measured however long that takes.
+        seconds: that it may take; one user is measured once however long that takes.
 
     Returns:
         None where the caches have no room for a block behind a short text.
@@ -195,8 +202,13 @@ def measure_quickly(
         if times.verify_s and last - start + expected_s > seconds:
             break
         stand.fill(requests)
+        spent = False
         for turn in range(1 + QUICK_TURNS):
-            _quick_turn(stand, requests, sorted(set(slots)), times if turn else Times())
+            if not spent:  # the first warms up, unless there is no time for another
+                found = _quick_turn(stand, requests, sorted(set(slots)))
+                spent = time.perf_counter() - start > seconds
+                if turn or spent:
+                    times.add(found)
         now = time.perf_counter()
         last_s, last_requests, last = now - last, requests, now
     stand.clear()
@@ -209,11 +221,11 @@ def quick_sizes(users: int) -> list[int]:
     return sorted({n for n in (1, 2, 4, 16) if n < users} | {users})
 
 
-def _quick_turn(stand: Stand, requests: int, slots: Sequence[int], times: Times) -> None:
+def _quick_turn(stand: Stand, requests: int, slots: Sequence[int]) -> Times:
     """Every size once; each draft comes behind a forward of the target, which leaves no cache
     warm.
     """
-    block = stand.block
+    times, block = Times(), stand.block
     lengths = {3, block} if requests == 1 else {2, block}
     # The rows of the plain step wait until the first draft: its time counts in the next one alone.
     times.verify_s[requests, requests].append(stand.verify(requests, None, 0))
@@ -225,3 +237,4 @@ def _quick_turn(stand: Stand, requests: int, slots: Sequence[int], times: Times)
         for length in sorted({number} | {n for n in rest if n < block}):
             seconds = stand.verify(requests, drafts, length)
             times.verify_s[requests, requests * (1 + length)].append(seconds)
+    return times

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from statistics import median
 
 from dspark.core import StepRecord
 
-PAIRS = 9  # that the correction is the median of
+PAIRS = 9  # that the correction comes from
 FEWEST = 3  # pairs that are believed; ones that lack count as the table being right
 # Rows of a request that a drafter's context may have waiting before a step that teaches: the
 # first draft after a plain run takes in the rows of that run, which were cheap until then.
@@ -24,8 +23,10 @@ Predict = Callable[[StepRecord], float]
 class StepTimes:
     """The correction ρ of rounds with drafts, for numbers of requests of one bit length each.
 
-    ρ is the median over the last pairs of (measured / predicted with drafts) over (measured /
-    predicted without).
+    Each pair gives (measured / predicted with drafts) over (measured / predicted without). ρ is the
+    quartile of the last ones that lies nearer to 1, and 1 where it lies between the two: on a
+    machine full of neighbours pairs differ by half, and what they do not agree on is no reason to
+    leave the table.
 
     Args:
         predict: seconds of a step by the cost table.
@@ -38,6 +39,8 @@ class StepTimes:
 
     def take(self, step: StepRecord) -> None:
         """Look at a step; it makes a pair with the one before where the two can be compared."""
+        if step.drafted and step.late > MOST_LATE * step.decoding:
+            return  # passed over: its neighbours may be compared with each other
         last, self._last = self._last, step if _tells(step) else None
         if self._last is None or last is None or last.decoding != step.decoding:
             return
@@ -51,10 +54,12 @@ class StepTimes:
     def ratio(self, requests: int) -> float:
         """ρ for so many requests; 1 where nothing is known."""
         pairs = self._pairs.get(requests.bit_length(), ())
-        return median([*pairs, *[1.0] * (FEWEST - len(pairs))])
+        ranked = sorted([*pairs, *[1.0] * (FEWEST - len(pairs))])
+        quarter = (len(ranked) - 1) // 4
+        low, high = ranked[quarter], ranked[-1 - quarter]
+        return low if low > 1 else min(high, 1.0)
 
 
 def _tells(step: StepRecord) -> bool:
-    """Neither prompts nor rows that had waited are part of its time."""
-    punctual = step.drafted == 0 or step.late <= MOST_LATE * step.decoding
-    return bool(step.decoding) and not step.prompts and step.seconds > 0 and punctual
+    """It decodes, and prompts are no part of its time."""
+    return bool(step.decoding) and not step.prompts and step.seconds > 0
