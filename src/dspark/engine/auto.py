@@ -29,7 +29,7 @@ WAY_MEMORY = 64
 # then seldom.
 PLAIN_PROBES, PLAIN_EVERY = (4, 16), 64
 # Plain steps before drafts are tried again; twice as many after each try that changed nothing.
-FIRST_TRY, LAST_TRY = 32, 512
+FIRST_TRY, LAST_TRY = 8, 512
 # Steps of a try: in the first the drafter's context catches up, the second shows the cost.
 TRY_STEPS = 2
 
@@ -131,8 +131,10 @@ class Auto(Causal):
         if not self._could_pay(batch):
             return False
         hopeful = any(self._pays(batch, self._expected(batch.decode), MARGIN))
-        turns.gap = FIRST_TRY if hopeful else min(2 * turns.gap, LAST_TRY)
+        turns.gap = min(2 * turns.gap, PLAIN_EVERY if hopeful else LAST_TRY)
         turns.trying = TRY_STEPS
+        for known in self._evidence.values():  # of before the plain steps, another part of the text
+            known.accepted, known.promised = known.accepted / 2, known.promised / 2
         return True
 
     def _all(self, batch: Batch) -> list[bool]:

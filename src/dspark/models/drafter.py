@@ -292,8 +292,7 @@ class Drafter(nn.Module, ABC):
                 other may say something else in a shorter block; p_d is what was drawn from.
             masks: rules out, slot by slot, what requests may not say.
 
-        A drafter that `gives_peaks` also takes the keyword `peaks`: to put each slot's largest
-        draft probability where the confidences of a confidence head would be.
+        One that `gives_peaks` also takes `peaks`: largest probabilities in place of confidences.
         """
 
 
