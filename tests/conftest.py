@@ -32,6 +32,23 @@ def _same_every_time() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_cost_in_the_users_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the policy `auto` measures here is kept apart, unless a test has a cache of its own."""
+    tables, users = sys.modules.get("dspark.engine.tables"), os.environ.get("DSPARK_CACHE")
+    if tables is None:
+        return
+    plain = tables.cache_dir
+
+    def cache_dir() -> Path:
+        own = os.environ.get("DSPARK_CACHE") != users
+        return plain() if own else tmp_path_factory.getbasetemp() / "cost"
+
+    monkeypatch.setattr(tables, "cache_dir", cache_dir)
+
+
 @pytest.fixture
 def tmp_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder in place of the user's."""

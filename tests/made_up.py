@@ -29,7 +29,7 @@ def batch(*params: SamplingParams, prompts: int = 0) -> Batch:
 
 
 def drafts(*rows: list[float]) -> Any:
-    return SimpleNamespace(confidence_RK=np.array(rows, dtype=float))
+    return SimpleNamespace(confidence_RK=np.array(rows, dtype=float), peaks=False)
 
 
 GREEDY, SEEDED = SamplingParams(), SamplingParams(temperature=1.0, seed=5)

@@ -29,8 +29,14 @@ def texts(requests: Sequence[Request]) -> list[list[int]]:
 def answer(
     target: Target, drafter: Drafter | None, prompts: Any, params: SamplingParams, **options: Any
 ) -> list[list[int]]:
-    """What a fresh engine with these options says to each prompt."""
+    """What a fresh engine with these options says to each prompt; by default by whole blocks."""
+    options.setdefault("policy", whole_blocks(drafter))
     return texts(Engine(target, drafter, **options).generate(prompts, params))
+
+
+def whole_blocks(drafter: Drafter | None) -> str:
+    """The policy that drafts and verifies whole blocks in every step, whatever it costs."""
+    return f"fixed:{drafter.config.block_size}" if drafter else "off"
 
 
 def drafter_config(target: Target, block_size: int, **more: Any) -> DrafterConfig:

@@ -24,7 +24,7 @@ from dspark.engine.engine import Engine
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target, load_target
 from fakes import tiny_target_folder
-from scripted import random_drafter
+from scripted import random_drafter, whole_blocks
 
 PARAMS = SamplingParams(1.0, max_new_tokens=12)
 OPTIONS: dict[str, Any] = {"rounds": 60, "check_share": 0.5, "slots": 4, "seed": 3}
@@ -108,7 +108,7 @@ def test_the_parts_are_those_prompts_rounds(
     greedy = replace(PARAMS, temperature=0.0)
     again = collect(target, drafter, made_up(1), greedy, tmp_path / "b", **options)
     ids = target.encode_messages(made_up(1)[0].messages)
-    [request] = Engine(target, drafter).generate([ids], greedy)
+    [request] = Engine(target, drafter, whole_blocks(drafter)).generate([ids], greedy)
     expected = to_arrays([list(map(Judged, request.rounds))], 3, PARAMS.max_new_tokens)
     [mine] = [r for r in (again.fit, again.check) if len(r)]
     assert np.isnan(mine.overlap_NK).all(), "c* says nothing of greedy acceptance"

@@ -12,10 +12,10 @@ import torch
 
 from dspark.artifacts import read_artifact, sha256_file
 from dspark.cli import main as cli
+from dspark.engine.tables import cost_key, default_path
 from dspark.evaluation import evaluate
-from dspark.models.checkpoint import save_drafter
+from dspark.models.checkpoint import load_drafter, save_drafter
 from dspark.models.target import load_target
-from dspark.profiling.costs import cost_key, default_path
 from dspark.tables.cost import CostTable
 from fakes import tiny_target_folder, write_jsonl
 from scripted import random_drafter
@@ -154,7 +154,7 @@ def test_adaptive_policies_go_by_the_tables_of_each_drafter(
     assert "dspark profile" in err
     target = load_target(home / "target", "float32")
     for name, draft_s in (("a", 1e-9), ("b", 10.0)):  # drafting with b never pays
-        key = cost_key(target, home / name)
+        key = cost_key(target, load_drafter(home / name, target))
         verify = tuple((n, 0.01 + 1e-6 * n) for n in (1, 64))
         CostTable(key, verify, ((1, draft_s), (16, 1.01 * draft_s)), 8).save(default_path(key))
     file = tmp_path / "out.json"

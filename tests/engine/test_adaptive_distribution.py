@@ -9,17 +9,21 @@ held against the right ones.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dspark.core import Batch, Request
+from dspark.core import Batch, Request, StepRecord
+from dspark.engine import auto
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.adaptive_policies import Causal, Pipelined
+from dspark.engine.auto import Auto
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.maths import admission
@@ -67,21 +71,44 @@ def informed(drafter: Any) -> InformedConfidence:
     return InformedConfidence(inner_HC, torch.zeros(1), torch.tensor([-2.0]), torch.tensor(1.5))
 
 
+class Restless(Auto):
+    """Learns from made-up times, so that drafts pay at one time and not at another."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.draw = random.Random(0)
+
+    def observe(self, step: StepRecord) -> None:
+        super().observe(replace(step, seconds=self.draw.uniform(0.3, 3.0), prompts=0, late=0))
+
+
+def headless(draft: Any = None) -> Any:
+    """A drafter that tells its largest probabilities.
+
+    Args:
+        draft: in the place of its own way to draft.
+    """
+    target = TableTarget(stop_ids=[STOP])
+    drafter: Any = random_drafter(target, BLOCK, gain=20.0, seed=1, confidence_head=False)
+    if draft is not None:
+        own = drafter.draft
+        drafter.draft = lambda *args, **more: draft(own(*args, **more))
+    return drafter
+
+
 def run(
-    policy: Policy, count: int, batch: int = 8_000, *, head: bool = False
+    policy: Policy, count: int, batch: int = 8_000, *, head: bool = False, drafter: Any = None
 ) -> tuple[Counter[Text], list[Request]]:
     """Texts of many sequences, and the last batch's requests.
 
     Args:
         head: let an informed confidence head speak instead of the linear one.
+        drafter: in the place of one with a linear head.
     """
     target = TableTarget(stop_ids=[STOP])
-    drafter: Any = random_drafter(target, BLOCK, gain=20.0, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    weight = drafter.confidence_head.proj.weight
-    weight.data = torch.randn(weight.shape, generator=generator) * 3
-    drafter.confidence_head.proj.bias.data.fill_(-5.5)  # from 0.1 to 0.98, by the token before
-    drafter.informed = informed(drafter) if head else None
+    if drafter is None:
+        drafter = confident(target)
+        drafter.informed = informed(drafter) if head else None
     engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
     texts: Counter[Text] = Counter()
     for _ in range(count // batch):
@@ -90,11 +117,21 @@ def run(
     return texts, requests
 
 
+def confident(target: TableTarget) -> Any:
+    """A drafter whose linear head hangs strongly on the token before."""
+    drafter: Any = random_drafter(target, BLOCK, gain=20.0, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    weight = drafter.confidence_head.proj.weight
+    weight.data = torch.randn(weight.shape, generator=generator) * 3
+    drafter.confidence_head.proj.bias.data.fill_(-5.5)  # from 0.1 to 0.98, by the token before
+    return drafter
+
+
 def lengths_by_first_token(requests: Sequence[Request]) -> Counter[int]:
     return Counter(record.verified for request in requests for record in request.rounds[:1])
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [Causal, Pipelined, Auto])
 def test_joint_counts_follow_the_target(kind: Any) -> None:
     texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000)
     seen = lengths_by_first_token(requests)
@@ -103,12 +140,43 @@ def test_joint_counts_follow_the_target(kind: Any) -> None:
     assert min(p_values(texts, PLAIN)) > 1e-4
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [Causal, Pipelined, Auto])
 def test_an_informed_head_changes_nothing_either(kind: Any) -> None:
     texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000, head=True)
     often = [n for n, count in lengths_by_first_token(requests).items() if count >= 100]
     assert len(often) >= 2
     assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+def test_what_is_learned_while_serving_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "PLAIN_EVERY", 3)
+    monkeypatch.setattr(auto, "FIRST_TRY", 2)
+    policy = Restless(PolicyTables(COST), BLOCK)
+    texts, requests = run(policy, 100_000)
+    drafted = Counter(record.drafted for request in requests for record in request.rounds)
+    assert len(drafted) >= 2, drafted
+    assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+def test_a_drafter_without_a_head_changes_nothing() -> None:
+    policy = Restless(PolicyTables(COST), BLOCK)
+    texts, requests = run(policy, 100_000, drafter=headless())
+    seen = lengths_by_first_token(requests)
+    assert len([length for length, count in seen.items() if count >= 100]) >= 2, seen
+    assert policy._peaks is not None
+    assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+def test_a_clue_that_sees_the_token_itself_is_caught() -> None:
+    """The drawn token's own probability instead of the slot's largest."""
+
+    def own(block: Any) -> Any:
+        ids_RK1 = block.draft_ids_RK[..., None]
+        block.confidence_RK = block.draft_probs_RKV.gather(-1, ids_RK1)[..., 0]
+        return block
+
+    texts, _ = run(Restless(PolicyTables(COST), BLOCK), 40_000, drafter=headless(own))
+    assert min(p_values(texts, PLAIN)) < 1e-4
 
 
 def test_an_informed_head_that_sees_the_token_itself_is_caught(

@@ -21,7 +21,7 @@ from dspark.engine.adaptive import (
     Adaptive,
     PolicyTables,
 )
-from dspark.engine.adaptive_policies import ADAPTIVE, SMOOTHING
+from dspark.engine.adaptive_policies import SMOOTHING, Causal, Pipelined
 from dspark.engine.survival import MEMORY, PRIOR, UNKNOWN_ACCEPTANCE
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 from dspark.tables.cost import CostKey, CostTable, envelope, rising
@@ -218,15 +218,15 @@ class Literal:
         return found
 
 
-@pytest.mark.parametrize("name", sorted(ADAPTIVE))
+@pytest.mark.parametrize("kind", [Causal, Pipelined])
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 6))]
 )
-def test_what_is_remembered_changes_nothing(name: str, seed: int) -> None:
+def test_what_is_remembered_changes_nothing(kind: type[Adaptive], seed: int) -> None:
     draw = random.Random(seed)
     tables = some_tables(draw)
-    policy: Adaptive = ADAPTIVE[name](tables, K)
-    literal = Literal(name, tables)
+    policy = kind(tables, K)
+    literal = Literal(policy.name, tables)
     ids, company = count(1), list[Request]()
     for turn in range(1, PROBE_EVERY + 7):
         company = [request for request in company if draw.random() < 0.95]

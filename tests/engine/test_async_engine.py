@@ -19,7 +19,7 @@ from dspark.engine.stream import Stream
 from dspark.errors import ConfigError, QueueFullError, RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
-from scripted import answer
+from scripted import answer, whole_blocks
 from staged import PARAMS, A, B, C, D, StagedEngine, plain, read, run
 
 # ---- texts -------------------------------------------------------------------------------------
@@ -33,7 +33,9 @@ def test_streams_say_what_generate_says(
     prompts = [[7 + n] * (1 + n % 4) for n in range(12)]
 
     async def main() -> list[list[int]]:
-        async with AsyncEngine(Engine(target, drafter, slots=3, max_len=64)) as engine:
+        async with AsyncEngine(
+            Engine(target, drafter, whole_blocks(drafter), slots=3, max_len=64)
+        ) as engine:
             return await asyncio.gather(*(read(engine.stream(p, params)) for p in prompts))
 
     assert run(main()) == answer(target, drafter, prompts, params, slots=3, max_len=64)

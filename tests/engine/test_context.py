@@ -14,7 +14,7 @@ from dspark.engine.engine import Engine
 from dspark.engine.policies import Fixed
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
-from scripted import random_drafter
+from scripted import random_drafter, whole_blocks
 
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6, [7, 8, 9, 10, 11]]
 KINDS = ["dspark", "eagle3", "mtp"]
@@ -92,7 +92,9 @@ def test_only_a_chain_is_told_the_tokens_after(target: Target) -> None:
             extend(*args)
 
         drafter.extend = watched  # type: ignore[method-assign]
-        Engine(target, drafter, slots=2).generate(PROMPTS, SamplingParams(max_new_tokens=8))
+        Engine(target, drafter, whole_blocks(drafter), slots=2).generate(
+            PROMPTS, SamplingParams(max_new_tokens=8)
+        )
     assert {kind: set(told) for kind, told in asked.items()} == {
         "dspark": {False},
         "eagle3": {True},

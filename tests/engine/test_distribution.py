@@ -52,7 +52,7 @@ def answer(
     drafter = random_drafter(
         target, BLOCK, vocabulary=SMALL if reduced else None, gain=20.0, seed=1
     )
-    engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
+    engine = Engine(target, drafter, policy or f"fixed:{BLOCK}", slots=SLOTS, seed=11)
     texts: Counter[Text] = Counter()
     for _ in range(count // batch):
         requests = engine.generate([PROMPT] * batch, params)

@@ -16,7 +16,7 @@ from dspark.models.drafter import Drafter
 from dspark.models.hf_target import HFTarget
 from dspark.models.target import Target, load_module
 from fakes import STOP_ID
-from scripted import TableTarget, answer, random_drafter, texts
+from scripted import TableTarget, answer, random_drafter, texts, whole_blocks
 
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6, [7, 8, 9, 10, 11]]
 GREEDY = SamplingParams(max_new_tokens=30)
@@ -28,7 +28,7 @@ SAMPLED = SamplingParams(temperature=1.0, top_k=40, top_p=0.95, max_new_tokens=3
 
 def test_requests_join_and_leave(target: Target, drafter: Drafter) -> None:
     plain = answer(target, None, PROMPTS, GREEDY)
-    engine = Engine(target, drafter, slots=3)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=3)
     first = [engine.submit(prompt, GREEDY) for prompt in PROMPTS[:3]]
     engine.step()
     engine.step()
@@ -48,7 +48,7 @@ def test_requests_join_and_leave(target: Target, drafter: Drafter) -> None:
 
 
 def test_streaming(target: Target, drafter: Drafter) -> None:
-    engine = Engine(target, drafter, slots=1)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=1)
     outputs = list(engine.stream(PROMPTS[0], GREEDY))
     said = [token for output in outputs for token in output.token_ids]
     assert [said] == answer(target, None, PROMPTS[:1], GREEDY)
@@ -61,7 +61,7 @@ def test_streaming(target: Target, drafter: Drafter) -> None:
 
 
 def test_an_interrupted_generate_leaves_the_engine_usable(target: Target, drafter: Drafter) -> None:
-    engine = Engine(target, drafter, slots=2)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=2)
     steps = []
 
     def interrupt(outputs: list[StepOutput]) -> None:
@@ -79,7 +79,7 @@ def test_an_interrupted_generate_leaves_the_engine_usable(target: Target, drafte
 def test_a_failed_step_changes_nothing_and_can_be_repeated(
     target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(target, drafter, slots=2)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=2)
     requests = [engine.submit(prompt, SAMPLED) for prompt in PROMPTS]
     for _ in range(4):
         before = [list(text) for text in texts(requests)]
@@ -148,7 +148,7 @@ def test_engines_that_cannot_be(target: Target, drafter: Drafter) -> None:
 def test_totals(target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
     monkeypatch.setattr("dspark.engine.engine.perf_counter", lambda: next(ticks))
-    engine = Engine(target, drafter, slots=2)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=2)
     requests = engine.generate(PROMPTS, GREEDY)
     total = engine.stats
     assert total.committed == sum(map(len, texts(requests)))

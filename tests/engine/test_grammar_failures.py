@@ -16,7 +16,7 @@ from dspark.engine.engine import Engine
 from dspark.errors import EngineError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
-from scripted import answer, random_drafter
+from scripted import answer, random_drafter, whole_blocks
 from staged import read, run
 
 FREE = SamplingParams(temperature=1.0, max_new_tokens=16, seed=1)
@@ -71,7 +71,7 @@ def test_one_poisoned_request_ends_alone(
     alone = [answer(target, drafter, [prompt], FREE)[0] for prompt in PROMPTS]
 
     async def main() -> None:
-        engine = AsyncEngine(Engine(target, drafter, slots=3, max_len=64))
+        engine = AsyncEngine(Engine(target, drafter, whole_blocks(drafter), slots=3, max_len=64))
         # The first of them, so that a guess, which takes the latest, would be wrong.
         bad = engine.stream(POISONED, poisoned(target, fault))
         good = [engine.stream(prompt, FREE) for prompt in PROMPTS]
@@ -98,7 +98,7 @@ def test_a_step_that_fails_changes_no_text(
         pytest.skip("it has nothing to refuse")
     helper = drafter if drafted else None
     alone = [answer(target, helper, [prompt], FREE)[0] for prompt in PROMPTS]
-    engine = Engine(target, helper, slots=3, max_len=64)
+    engine = Engine(target, helper, whole_blocks(helper), slots=3, max_len=64)
     first, bad, last = (
         engine.submit(PROMPTS[0], FREE),
         engine.submit(POISONED, poisoned(target, fault)),

@@ -16,7 +16,7 @@ from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
 from dspark.models.target import Target
 from exact import BLOCK, PLAIN, PROMPT, SLOTS, SMALL, STOP, Text, p_values
-from scripted import ScriptedDrafter, TableTarget, answer, random_drafter
+from scripted import ScriptedDrafter, TableTarget, answer, random_drafter, whole_blocks
 
 # Row: the token before (the last one: none yet). After 2 and 6 only tokens may come that are
 # outside the drafter's vocabulary SMALL.
@@ -88,7 +88,7 @@ def test_texts_keep_to_the_grammar(temperature: float) -> None:
 
 def test_joint_counts_follow_the_target_under_the_grammar() -> None:
     target = TableTarget(stop_ids=[STOP])
-    engine = Engine(target, small_drafter(target), slots=SLOTS, seed=11)
+    engine = Engine(target, small_drafter(target), f"fixed:{BLOCK}", slots=SLOTS, seed=11)
     requests = engine.generate([PROMPT] * 16_000, KEPT)
     texts: Counter[Text] = Counter(tuple(request.output_ids) for request in requests)
     assert min(p_values(texts, KEPT)) > 1e-4
@@ -127,7 +127,7 @@ def test_company_without_a_grammar_is_not_touched(target: Target) -> None:
 
     free = SamplingParams(temperature=1.0, max_new_tokens=20, seed=1)
     alone = answer(target, drafter, prompts, free)
-    engine = Engine(target, drafter, slots=4)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=4)
     kept = engine.submit(prompts[0], replace(free, grammar=Even()))
     others = [engine.submit(prompt, free) for prompt in prompts]
     while engine.queue:

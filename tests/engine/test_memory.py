@@ -17,7 +17,7 @@ from dspark.models.kv_cache import KVCache
 from dspark.models.layers import PackedLinear
 from dspark.models.target import Target, load_module, load_target
 from dspark.native import ops
-from scripted import ScriptedDrafter, answer, random_drafter, texts
+from scripted import ScriptedDrafter, answer, random_drafter, texts, whole_blocks
 
 PROMPTS = [list(range(40, 65)), [1, 20, 30], [50, 51] * 6, [7, 8, 9, 10, 11], [9]]
 GREEDY = SamplingParams(max_new_tokens=24)
@@ -41,7 +41,7 @@ def test_prompts_in_parts_and_lost_places(
     drafter = None if kind == "none" else random_drafter(target, 4, kind=kind)
     whole = answer(target, drafter, PROMPTS, params, slots=5)
     assert answer(target, drafter, PROMPTS, params, slots=5, prefill_rows=7) == whole
-    small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)
+    small = Engine(target, drafter, whole_blocks(drafter), slots=5, max_len=60, prefill_rows=5)
     assert squeezed(small, 70, params) == whole
 
 
@@ -50,7 +50,7 @@ def test_other_families(family: str, targets: dict[str, Target]) -> None:
     target = targets[family]
     drafter = random_drafter(target)
     whole = answer(target, None, PROMPTS, GREEDY, slots=5)
-    small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)
+    small = Engine(target, drafter, whole_blocks(drafter), slots=5, max_len=60, prefill_rows=5)
     assert squeezed(small, 70, GREEDY) == whole
 
 
@@ -59,14 +59,14 @@ def test_the_fallback_target(folders: Any) -> None:
     lean = load_target(folders["llama"], "float32")
     target = HFTarget("fallback", lean.spec, tokenizer, lean.stop_ids, module)
     whole = answer(target, None, PROMPTS, GREEDY, slots=5)
-    small = Engine(target, random_drafter(target), slots=5, max_len=60, prefill_rows=5)
+    small = Engine(target, random_drafter(target), "fixed:5", slots=5, max_len=60, prefill_rows=5)
     assert squeezed(small, 70, GREEDY) == whole
 
 
 def test_drafters_are_given_each_position_once_and_the_token_after_it(target: Target) -> None:
     """`ScriptedDrafter` checks its context at every draft."""
     drafter = ScriptedDrafter(target, lambda slot, position: [3, 4, 5])
-    small = Engine(target, drafter, slots=5, max_len=60, prefill_rows=5)
+    small = Engine(target, drafter, whole_blocks(drafter), slots=5, max_len=60, prefill_rows=5)
     squeezed(small, 70, GREEDY)
 
 
@@ -97,16 +97,18 @@ def test_kernels_of_many_sizes_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_budget_in_gib(target: Target, drafter: Drafter) -> None:
-    engine = Engine(target, drafter, slots=4, max_len=200)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=4, max_len=200)
     cost = engine.runner.position_bytes
     assert engine.queue.cache_len == 800
     whole = texts(engine.generate(PROMPTS, GREEDY))
-    small = Engine(target, drafter, slots=4, max_len=200, cache_gib=100 * cost / 2**30)
+    small = Engine(
+        target, drafter, whole_blocks(drafter), slots=4, max_len=200, cache_gib=100 * cost / 2**30
+    )
     assert (small.queue.cache_len, small.max_len) == (100, 100)
     assert texts(small.generate(PROMPTS, GREEDY)) == whole
     with pytest.raises(RequestError, match="no room"):
         small.submit([5] * 100)
     with pytest.raises(ConfigError, match="cache is too small"):
-        Engine(target, drafter, cache_gib=63 * cost / 2**30)
+        Engine(target, drafter, whole_blocks(drafter), cache_gib=63 * cost / 2**30)
     with pytest.raises(ConfigError, match="too small"):
-        Engine(target, drafter, prefill_rows=0)
+        Engine(target, drafter, whole_blocks(drafter), prefill_rows=0)

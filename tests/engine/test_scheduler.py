@@ -34,15 +34,15 @@ def test_policies_by_name(text: str, length: int) -> None:
 @pytest.mark.parametrize(
     ("text", "block_size", "words"),
     [
-        ("fixd:3", 7, r"Unknown policy \(found: fixd:3\). Use off, fixed:K"),
-        ("fixed", 7, "Use off, fixed:K"),
-        ("fixed:-1", 7, "Use off, fixed:K"),
-        ("", 7, "Use off, fixed:K"),
+        ("fixd:3", 7, r"Unknown policy \(found: fixd:3\). Use auto, off, fixed:K"),
+        ("fixed", 7, "Use auto, off, fixed:K"),
+        ("fixed:-1", 7, "Use auto, off, fixed:K"),
+        ("", 7, "Use auto, off, fixed:K"),
         ("fixed:0", 7, "block size 7"),
         ("fixed:8", 7, "block size 7"),
         ("fixed:3", 0, "needs a drafter"),
-        ("threshold:1.5", 7, "Use off, fixed:K"),
-        ("threshold:-0.5", 7, "Use off, fixed:K"),
+        ("threshold:1.5", 7, "Use auto, off, fixed:K"),
+        ("threshold:-0.5", 7, "Use auto, off, fixed:K"),
         ("threshold:0.5", 0, "needs a drafter"),
     ],
 )

@@ -15,6 +15,7 @@ from dspark.engine.engine import Engine
 from dspark.errors import RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
+from scripted import whole_blocks
 
 psutil = pytest.importorskip("psutil")
 REQUESTS, WARM_UP, EVERY = 10_000, 2_000, 500
@@ -25,7 +26,7 @@ RESULT = Path(__file__).parents[2] / "results" / "soak_engine.json"
 def test_ten_thousand_requests(target: Target, drafter: Drafter) -> None:
     """All at once, of all kinds, some of them cancelled, in a cache that is too small for them."""
     draw = random.Random(0)
-    position = Engine(target, drafter).runner.position_bytes
+    position = Engine(target, drafter, whole_blocks(drafter)).runner.position_bytes
     engine = Engine(
         target, drafter, "fixed:3", slots=32, max_len=96, cache_gib=1000 * position / 2**30
     )

@@ -14,7 +14,7 @@ from dspark.engine.policies import Fixed
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 from fakes import FAMILIES
-from scripted import ScriptedDrafter, answer, random_drafter, texts
+from scripted import ScriptedDrafter, answer, random_drafter, texts, whole_blocks
 
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6, [7, 8, 9, 10, 11]]
 GREEDY = SamplingParams(max_new_tokens=30)
@@ -44,7 +44,7 @@ def test_drafts_do_not_change_greedy_text(family: str, options: Any, targets: An
     target = targets[family]
     plain = answer(target, None, PROMPTS, GREEDY)
     drafter = random_drafter(target, seed=3, **options)
-    engine = Engine(target, drafter, slots=2)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=2)
     requests = engine.generate(PROMPTS, GREEDY)
     assert texts(requests) == plain
     assert stats.verified_tokens(requests) > stats.wasted_tokens(requests) > 0
@@ -112,7 +112,7 @@ def truth(target: Target, params: SamplingParams = GREEDY) -> Any:
 
 def test_right_drafts_are_all_accepted(target: Target) -> None:
     params = SamplingParams(max_new_tokens=25)  # one token after the prompt, four rounds of six
-    engine = Engine(target, ScriptedDrafter(target, truth(target)))
+    engine = Engine(target, ScriptedDrafter(target, truth(target)), "fixed:5")
     requests = engine.generate(PROMPTS, params)
     assert texts(requests) == answer(target, None, PROMPTS, params)
     assert stats.accepted_length(requests) == 6
@@ -124,7 +124,7 @@ def test_right_drafts_are_all_accepted(target: Target) -> None:
 def test_wrong_drafts_are_all_rejected(target: Target) -> None:
     say = truth(target)
     wrong = ScriptedDrafter(target, lambda slot, at: [(t + 1) % 160 for t in say(slot, at)])
-    requests = Engine(target, wrong).generate(PROMPTS, GREEDY)
+    requests = Engine(target, wrong, whole_blocks(wrong)).generate(PROMPTS, GREEDY)
     assert texts(requests) == answer(target, None, PROMPTS, GREEDY)
     assert stats.accepted_length(requests) == 1
     assert stats.accept_by_position(requests)[0] == 0
@@ -138,7 +138,7 @@ def test_mixed_drafts_and_the_taps_that_follow_them(target: Target) -> None:
         return [*ids[: at % 4], (ids[at % 4] + 1) % 160] if len(ids) > at % 4 else ids
 
     scripted = ScriptedDrafter(target, sometimes)
-    requests = Engine(target, scripted).generate(PROMPTS, GREEDY)
+    requests = Engine(target, scripted, whole_blocks(scripted)).generate(PROMPTS, GREEDY)
     assert texts(requests) == answer(target, None, PROMPTS, GREEDY)
     for slot, request in enumerate(requests):
         text = [*request.prompt_ids, *request.output_ids]
@@ -151,7 +151,7 @@ def test_kinds_of_tokens(target: Target) -> None:
     say = truth(target)
     scripted = ScriptedDrafter(target, lambda slot, at: [*say(slot, at)[:2], 159, 159, 159])
     kinds: list[TokenKind] = []
-    engine = Engine(target, scripted)
+    engine = Engine(target, scripted, whole_blocks(scripted))
     params = SamplingParams(max_new_tokens=7)
     engine.generate(PROMPTS[:1], params, lambda out: [kinds.extend(o.kinds) for o in out])
     accepted, drawn = TokenKind.ACCEPTED, TokenKind.DRAWN
@@ -166,7 +166,7 @@ def test_stop_inside_accepted_drafts(target: Target) -> None:
         target.stop_ids = frozenset([stop])
         expected = seen[: seen.index(stop) + 1]
         for drafter in (None, ScriptedDrafter(target, lambda slot, at: truth_of(seen, at))):
-            [request] = Engine(target, drafter).generate(PROMPTS[:1], GREEDY)
+            [request] = Engine(target, drafter, whole_blocks(drafter)).generate(PROMPTS[:1], GREEDY)
             assert (request.output_ids, request.finish) == (expected, FinishReason.STOP)
             assert request.rounds[-1].stopped
         last = request.rounds[-1]
@@ -186,7 +186,7 @@ def test_length_limits(with_drafter: bool, target: Target, drafter: Drafter) -> 
     used = drafter if with_drafter else None
     longest = answer(target, None, PROMPTS, GREEDY)
     for limit in (1, 2, 6, 7, 13):
-        engine = Engine(target, used, slots=2)
+        engine = Engine(target, used, whole_blocks(used), slots=2)
         requests = engine.generate(PROMPTS, SamplingParams(max_new_tokens=limit))
         assert texts(requests) == [text[:limit] for text in longest]
         assert {r.finish for r in requests} == {FinishReason.LENGTH}
@@ -195,7 +195,7 @@ def test_length_limits(with_drafter: bool, target: Target, drafter: Drafter) -> 
 @pytest.mark.parametrize("with_drafter", [False, True])
 def test_the_end_of_the_context(with_drafter: bool, target: Target, drafter: Drafter) -> None:
     used = drafter if with_drafter else None
-    engine = Engine(target, used, slots=2, max_len=32)
+    engine = Engine(target, used, whole_blocks(used), slots=2, max_len=32)
     requests = engine.generate(PROMPTS, SamplingParams(max_new_tokens=500))
     assert [len(r.prompt_ids) + len(r.output_ids) for r in requests] == [32] * len(PROMPTS)
     whole = answer(target, None, PROMPTS, SamplingParams(max_new_tokens=31))
@@ -214,7 +214,7 @@ def test_a_seed_makes_its_text_whatever_the_company(
     alone = [answer(target, used, [prompt], SAMPLED, slots=1)[0] for prompt in PROMPTS]
     for slots, seed in ((2, 0), (5, 9)):
         assert answer(target, used, PROMPTS, SAMPLED, slots=slots, seed=seed) == alone
-    engine = Engine(target, used, slots=3)
+    engine = Engine(target, used, whole_blocks(used), slots=3)
     company = [engine.submit([3, 4], SamplingParams(temperature=t)) for t in (0.0, 0.8, 2.0)]
     mine = [engine.submit(prompt, SAMPLED) for prompt in PROMPTS]
     greedy = engine.submit(PROMPTS[0], GREEDY)
@@ -225,7 +225,7 @@ def test_a_seed_makes_its_text_whatever_the_company(
 
 
 def test_samples_and_requests_draw_for_themselves(target: Target, drafter: Drafter) -> None:
-    engine = Engine(target, drafter, slots=8)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=8)
     free = SamplingParams(temperature=1.5, max_new_tokens=12)
     unseeded = engine.generate([PROMPTS[0]] * 4, free)
     fixed = SamplingParams(temperature=1.5, max_new_tokens=12, seed=0)
@@ -234,9 +234,11 @@ def test_samples_and_requests_draw_for_themselves(target: Target, drafter: Draft
         pass
     different = {tuple(text) for text in texts([*unseeded, *samples])}
     assert len(different) == 8
-    again = Engine(target, drafter, slots=8).generate([PROMPTS[0]] * 4, free)
+    again = Engine(target, drafter, whole_blocks(drafter), slots=8).generate([PROMPTS[0]] * 4, free)
     assert texts(again) == texts(unseeded)
-    other = Engine(target, drafter, slots=8, seed=1).generate([PROMPTS[0]] * 4, free)
+    other = Engine(target, drafter, whole_blocks(drafter), slots=8, seed=1).generate(
+        [PROMPTS[0]] * 4, free
+    )
     assert texts(other) != texts(unseeded)
 
 

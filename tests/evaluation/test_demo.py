@@ -71,7 +71,7 @@ def prompts(count: int = 6) -> list[Prompt]:
 @pytest.fixture(scope="module")
 def result(home: Path, target: Target, drafter: Drafter) -> dict[str, Any]:
     module = load_module(home / "target", "float32")[0]
-    return demo.run(target, drafter, prompts(), PARAMS, compare=module)
+    return demo.run(target, drafter, prompts(), PARAMS, policy="fixed:4", compare=module)
 
 
 def test_schema_fields(result: dict[str, Any], target: Target) -> None:
@@ -298,7 +298,7 @@ def test_a_broken_drafter_is_found_out(target: Target, drafter: Drafter) -> None
 
     target.forward = forward  # type: ignore[method-assign]
     try:
-        found = demo.run(target, drafter, prompts(3), PARAMS)
+        found = demo.run(target, drafter, prompts(3), PARAMS, policy="fixed:4")
     finally:
         target.forward = engine_forward  # type: ignore[method-assign]
     assert found["identical_texts"] < 1

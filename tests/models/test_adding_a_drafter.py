@@ -19,7 +19,7 @@ from dspark.models.registry import DRAFTERS, make_drafter
 from dspark.models.target import Target, load_target
 from dspark.training import trainer
 from fakes import tiny_target_folder
-from scripted import drafter_config
+from scripted import drafter_config, whole_blocks
 from tiny import tiny_home, tiny_recipe
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_drafter.md"
@@ -61,8 +61,9 @@ def test_text_is_the_targets(target: Target, vocabulary: Any, params: SamplingPa
     if vocabulary is not None:
         drafter.d2t = torch.tensor(vocabulary)
     drafter.bind(target).eval()
-    alone = [Engine(target, drafter, slots=1).generate([p], params)[0] for p in PROMPTS]
-    together = Engine(target, drafter, slots=4).generate(PROMPTS, params)
+    policy = whole_blocks(drafter)
+    alone = [Engine(target, drafter, policy, slots=1).generate([p], params)[0] for p in PROMPTS]
+    together = Engine(target, drafter, policy, slots=4).generate(PROMPTS, params)
     assert [r.output_ids for r in together] == [r.output_ids for r in alone]
     if params.temperature == 0:
         plain = Engine(target).generate(PROMPTS, params)
@@ -95,7 +96,7 @@ def test_trained_saved_loaded(tmp_path: Path) -> None:
     assert drafter.kind == "linear"
     prompts = [target.encode(f"count {n}") for n in range(8)]
     params = SamplingParams(max_new_tokens=24)
-    drafted = Engine(target, drafter).generate(prompts, params)
+    drafted = Engine(target, drafter, whole_blocks(drafter)).generate(prompts, params)
     assert [r.output_ids for r in drafted] == [
         r.output_ids for r in Engine(target).generate(prompts, params)
     ]

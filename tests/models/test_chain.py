@@ -20,7 +20,7 @@ from dspark.models.target import Target, load_target
 from dspark.models.training_data import AnchorDraw, SequenceStates, TrainingSequence
 from dspark.training import trainer
 from fakes import tiny_target_folder
-from scripted import answer, drafter_config, random_drafter
+from scripted import answer, drafter_config, random_drafter, whole_blocks
 from tiny import tiny_home, tiny_recipe
 
 KINDS = ["eagle3", "mtp"]
@@ -191,7 +191,10 @@ def test_trained_saved_loaded(tmp_path: Path, kind: str) -> None:
     again = load_drafter(save_drafter(drafter, tmp_path / "again"), target)
     prompts = [target.encode(f"count {n}") for n in range(4)]
     how = SamplingParams(max_new_tokens=12)
-    rounds = [[r.rounds for r in Engine(target, d).generate(prompts, how)] for d in (loaded, again)]
+    rounds = [
+        [r.rounds for r in Engine(target, d, whole_blocks(d)).generate(prompts, how)]
+        for d in (loaded, again)
+    ]
     assert rounds[0] == rounds[1]
     assert np.mean([record.committed for r in rounds[0] for record in r]) > 1.05
 

@@ -14,7 +14,7 @@ from dspark.engine.engine import Engine
 from dspark.models.checkpoint import drafting_dtype, load_drafter, save_drafter
 from dspark.models.target import Target, load_target
 from fakes import tiny_target_folder
-from scripted import answer, random_drafter, texts
+from scripted import answer, random_drafter, texts, whole_blocks
 
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6]
 KINDS = ["dspark", "dflash", "eagle3", "mtp"]
@@ -59,7 +59,7 @@ def test_texts_are_the_target_s(
     )
     assert target.head_weight.dtype is torch.float32
     greedy = SamplingParams(max_new_tokens=30)
-    requests = Engine(target, drafter, slots=3).generate(PROMPTS, greedy)
+    requests = Engine(target, drafter, whole_blocks(drafter), slots=3).generate(PROMPTS, greedy)
     assert texts(requests) == answer(target, None, PROMPTS, greedy)
     assert stats.verified_tokens(requests) > 0
 

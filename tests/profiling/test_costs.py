@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dspark.core import SamplingParams
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.runner import Runner
+from dspark.engine.tables import cost_key, default_path, kernel_level
 from dspark.errors import ConfigError
 from dspark.models.target import Target, load_target
 from dspark.profiling import costs
@@ -84,13 +86,24 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
     assert (table.key, table.context) == (KEY, 20)
 
 
+def test_a_budget_leaves_users_out_before_it_is_overdrawn(target: Target) -> None:
+    """One size is measured whatever it takes; a thorough run takes them all."""
+    sizes = {}
+    for seconds in (0.0, None):
+        table = costs.measure(
+            target, random_drafter(target, 3), KEY, users=4, context=8, repeats=1, seconds=seconds
+        )
+        sizes[seconds] = [requests for requests, _ in table.of_requests]
+    assert sizes == {0.0: [1], None: [1, 2, 4]}
+
+
 def test_the_table_drives_an_engine(target: Target) -> None:
     """And the text stays the target's."""
     drafter = random_drafter(target, 3)
     table = costs.measure(target, drafter, KEY, users=2, context=8, repeats=1)
     prompts, params = [[5, 6, 7], [8, 9]], SamplingParams(max_new_tokens=12)
     plain = answer(target, None, prompts, params)
-    for policy in ("causal", "pipelined"):
+    for policy in ("auto", "causal", "pipelined"):
         engine = Engine(target, drafter, policy, slots=2, tables=PolicyTables(table))
         assert [r.output_ids for r in engine.generate(prompts, params)] == plain
 
@@ -104,9 +117,12 @@ def test_a_table_has_its_place_by_what_it_belongs_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
 ) -> None:
     monkeypatch.setenv("DSPARK_CACHE", str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    key = costs.cost_key(target, tmp_path)
+    drafter = random_drafter(target, 3)
+    drafter.sha256 = "ab" * 32
+    key = cost_key(target, drafter)
     assert (key.dtype, key.target) == ("float32", Path(target.name).name)
-    places = {costs.default_path(k) for k in (key, KEY)}
+    assert key.kernels == kernel_level(target.device) in ("native", "torch")
+    assert kernel_level(torch.device("cuda")) == "cuda"
+    places = {default_path(k) for k in (key, KEY)}
     assert len(places) == 2
     assert all(tmp_path in place.parents for place in places)

@@ -19,7 +19,7 @@ from dspark.models.target import Target, load_target
 from dspark.server.app import create_app
 from dspark.server.settings import Settings
 from fakes import tiny_target_folder
-from scripted import random_drafter
+from scripted import random_drafter, whole_blocks
 from serving import MODEL, PATIENCE_S, Live, listening
 
 Make = Callable[..., FastAPI]
@@ -47,7 +47,7 @@ def make(target: Target, drafter: Drafter) -> Make:
     """An app, by default with a small engine of its own; keywords are those of `Settings`."""
 
     def app(engine: Engine | None = None, **settings: Any) -> FastAPI:
-        engine = engine or Engine(target, drafter, slots=4, max_len=96)
+        engine = engine or Engine(target, drafter, whole_blocks(drafter), slots=4, max_len=96)
         return create_app(engine, Settings(model=MODEL, **settings))
 
     return app
@@ -80,7 +80,7 @@ class Slow:
     def __init__(self, target: Target, drafter: Drafter) -> None:
         endless = copy(target)
         endless.stop_ids = frozenset()
-        self.engine = Engine(endless, drafter, slots=1, max_len=96)
+        self.engine = Engine(endless, drafter, whole_blocks(drafter), slots=1, max_len=96)
         self.go, self.hurry = Event(), Event()
         self.go.set()
         self.fault: Exception | None = None

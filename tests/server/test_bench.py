@@ -19,6 +19,7 @@ from dspark.models.target import Target
 from dspark.server import bench
 from dspark.server.bench import Load, Turn, TurnEngine
 from fakes import write_jsonl
+from scripted import whole_blocks
 from serving import soon
 from tiny import tiny_drafter, tiny_home
 
@@ -26,7 +27,7 @@ PROMPTS = [[{"role": "user", "content": f"add {n} to the rain"}] for n in range(
 
 
 def engine(target: Target, drafter: Drafter | None = None) -> TurnEngine:
-    return TurnEngine(target, drafter, slots=3, max_len=96)
+    return TurnEngine(target, drafter, whole_blocks(drafter), slots=3, max_len=96)
 
 
 def turn(tokens: int, seconds: float = 1.0) -> Turn:

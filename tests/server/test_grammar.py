@@ -14,6 +14,7 @@ from dspark.errors import RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 from dspark.server.grammar import JsonGrammars
+from scripted import whole_blocks
 from serving import CHAT, chat, refused
 
 SCHEMA: dict[str, Any] = {
@@ -47,7 +48,7 @@ def test_every_finished_answer_follows_the_schema(
 ) -> None:
     """200 answers of a model that knows nothing of JSON."""
     params = SamplingParams(temperature, max_new_tokens=80, grammar=grammars.compile(SCHEMA))
-    engine = Engine(target, drafter, slots=16, max_len=128, seed=3)
+    engine = Engine(target, drafter, whole_blocks(drafter), slots=16, max_len=128, seed=3)
     prompts = [[5 + i % 100, 7, 5 + i // 100] for i in range(200)]
     requests = engine.generate(prompts, params)
     stopped = [request for request in requests if request.finish is FinishReason.STOP]
@@ -63,7 +64,7 @@ def test_greedy_text_is_plain_decoding_s(
     params = SamplingParams(max_new_tokens=60, grammar=grammars.compile(SCHEMA))
     prompts = [[5, 6], [9], [20, 30, 40]]
     plain = Engine(target, max_len=128).generate(prompts, params)
-    drafted = Engine(target, drafter, max_len=128).generate(prompts, params)
+    drafted = Engine(target, drafter, whole_blocks(drafter), max_len=128).generate(prompts, params)
     assert [r.output_ids for r in drafted] == [r.output_ids for r in plain]
 
 

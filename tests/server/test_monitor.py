@@ -170,7 +170,7 @@ def test_drift_leads_to_a_refit_between_steps(
 
 
 def test_a_refit_needs_a_policy_that_weighs_confidences(make: Any) -> None:
-    with pytest.raises(ConfigError, match=r"found: fixed:4.*--policy causal"):
+    with pytest.raises(ConfigError, match=r"found: fixed:4.*--policy auto"):
         make(recalibrate=True)
 
 

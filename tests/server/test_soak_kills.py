@@ -24,6 +24,7 @@ from dspark.engine.engine import Engine
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 from dspark.server.completion import Completion
+from scripted import whole_blocks
 from serving import CHAT, Live, content, different_chats, listening, soon, streamed
 
 pytestmark = pytest.mark.soak
@@ -56,7 +57,7 @@ def small_engine(target: Target, drafter: Drafter, killed: Killed) -> Engine:
     """
     endless = copy(target)
     endless.stop_ids = frozenset()
-    position = Engine(endless, drafter).runner.position_bytes
+    position = Engine(endless, drafter, whole_blocks(drafter)).runner.position_bytes
     engine = Engine(
         endless,
         drafter,

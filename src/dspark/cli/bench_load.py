@@ -26,14 +26,12 @@ from dspark.cli.common import (
     check_writable,
     find_drafter,
     load_models,
-    load_tables,
     passing_bar,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
-    from dspark.engine.adaptive import PolicyTables
     from dspark.evaluation.load import Load
     from dspark.models.drafter import Drafter
     from dspark.models.target import Target
@@ -46,7 +44,6 @@ class _Way:
     drafter: str
     policy: str
     model: Drafter | None
-    tables: PolicyTables | None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -64,7 +61,9 @@ def command(
     rates: Annotated[
         str, typer.Option(help="Arrivals a second of the open loop (Poisson); none by default.")
     ] = "",
-    policies: Annotated[str, typer.Option(help="Policies, separated by commas.")] = "off,fixed:3",
+    policies: Annotated[
+        str, typer.Option(help="Policies, separated by commas.")
+    ] = "off,fixed:3,auto",
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,14 +113,14 @@ def command(
     prompts = spread_prompts(data)
     params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
     model, draft_model = load_models(target, drafter, dtype, threads)
-    ways = [_Way(drafter, name, draft_model, load_tables(name, model, drafter)) for name in names]
+    ways = [_Way(drafter, name, draft_model) for name in names]
     ways += _others(against or [], model)
     ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
 
     def build(way: _Way, slots: int) -> Engine:
         own = None if way.policy == "off" else way.model
-        return Engine(model, own, way.policy, slots, room, seed, way.tables)
+        return Engine(model, own, way.policy, slots, room, seed)
 
     for way in ways:
         build(way, 1)  # a wrong name is the first thing to hear about
@@ -208,7 +207,7 @@ def _others(named: Sequence[str], target: Target) -> list[_Way]:
                 "--against takes a drafter and a policy", found=text, fix="Write mtp=fixed:1"
             )
         model = load_drafter(folder, target, dtype=drafting_dtype(target))
-        ways.append(_Way(drafter, policy, model, load_tables(policy, target, drafter)))
+        ways.append(_Way(drafter, policy, model))
     return ways
 
 

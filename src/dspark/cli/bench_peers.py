@@ -19,7 +19,6 @@ from dspark.cli.common import (
     ThreadsOption,
     check_writable,
     load_models,
-    load_tables,
     named_drafters,
     passing_bar,
 )
@@ -38,8 +37,7 @@ def command(
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of every drafter, or one for each in their order; repeatable. Default: fixed:4, "
-            "or the whole block of a shorter one.",
+            help="Of every drafter, or one for each in their order; repeatable. Default: auto.",
             metavar="NAME",
         ),
     ] = None,
@@ -144,8 +142,8 @@ def _own(
     contenders = [load_contender(folder, model, label) for label, folder in places]
     check_distinct("drafters", [c.label for c in contenders], "Name them: --drafter NAME=PATH")
     drafted = [
-        peers.drafted_peer(model, contender, room, policy, load_tables(policy, model, str(folder)))
-        for contender, policy, (_, folder) in zip(contenders, policies, places, strict=True)
+        peers.drafted_peer(model, contender, room, policy)
+        for contender, policy in zip(contenders, policies, strict=True)
     ]
     return [peers.plain_peer(model, room), *drafted]
 

@@ -21,16 +21,16 @@ from dspark.cli.common import (
     check_writable,
     find_drafter,
     load_models,
-    load_tables,
     passing_bar,
     serving_packages,
 )
-from dspark.cli.serve import FIXED_LENGTH
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.models.drafter import Drafter
     from dspark.server.bench import Load
+
+FIXED_LENGTH = 4  # of the policy unless told otherwise: both ways then do the same work
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
 
     The HTTP clients are a process of their own. Where the engine's threads take all cores, the
     clients' work costs the server speed too; the result says how much of a core they took. Without
-    --policy it is fixed:4, or off without a drafter.
+    --policy it is fixed:4, or off without a drafter, so that both do the same work.
 
     Examples:
 
@@ -72,12 +72,12 @@ def command(
 
     from dspark.artifacts import provenance, write_artifact
     from dspark.data.prompts import spread_prompts
+    from dspark.engine.adaptive import Adaptive
     from dspark.models.target import portable_name
 
     conversations = [prompt.messages for prompt in spread_prompts(data)]
     model, draft_model = load_models(target, drafter, dtype, threads)
     policy = policy or _default_policy(draft_model)
-    tables = load_tables(policy, model, drafter)
     longest = max(len(model.encode_messages(messages)) for messages in conversations)
     bare, served = (
         bench.TurnEngine(
@@ -86,12 +86,11 @@ def command(
             policy,
             slots=users,
             max_len=longest + max_new_tokens,
-            tables=tables,
         )
         for _ in range(2)
     )
     load = bench.Load(users, max_new_tokens, seconds, slice_s, seed)
-    calibration = None if tables is None else tables.calibration
+    calibration = bare.policy.tables.calibration if isinstance(bare.policy, Adaptive) else None
     with _Bar(load) as bar:
         found = bench.run(bare, served, conversations, load, calibration, bar.show)
     for line in lines(found):

@@ -26,7 +26,6 @@ from dspark.cli.common import (
     TopPOption,
     check_writable,
     find_drafter,
-    load_calibration,
     load_models,
 )
 from dspark.core import SamplingParams
@@ -194,6 +193,7 @@ def _home(drafter: str, target: str) -> _Home:
             read; or its table was made for other weights.
         DataError: its table is damaged.
     """
+    from dspark.models.checkpoint import load_calibration
     from dspark.models.informed import FILE as CONFIDENCE
     from dspark.tables.calibration import FILE
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,8 +17,6 @@ from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from dspark.engine.adaptive import PolicyTables
-    from dspark.tables.calibration import CalibrationTable
 
 DEFAULT_DRAFTER = "dspark"
 
@@ -65,7 +63,8 @@ PolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        help="Draft tokens to verify: off, fixed:K, threshold:P, causal or pipelined.",
+        help="Draft tokens to verify: auto (default), off, fixed:K, threshold:P, causal or "
+        "pipelined.",
         metavar="NAME",
     ),
 ]
@@ -214,52 +213,3 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
     if folder is None:
         return model, None
     return model, load_drafter(folder, model, dtype=drafting_dtype(model))
-
-
-def load_tables(policy: str | None, target: Any, drafter: str) -> PolicyTables | None:
-    """What an adaptive policy needs: this machine's cost table, the drafter's calibration.
-
-    None for the other policies.
-
-    Raises:
-        ConfigError: nobody measured this machine with these models.
-        IncompatibleDrafterError: a table belongs to something else.
-    """
-    from dspark.engine.adaptive import PolicyTables
-    from dspark.engine.adaptive_policies import ADAPTIVE
-    from dspark.profiling.costs import cost_key, default_path
-    from dspark.tables.cost import CostTable
-
-    folder = find_drafter(drafter, target.name) if policy in ADAPTIVE else None
-    if folder is None:
-        return None
-    key = cost_key(target, folder)
-    path = default_path(key)
-    if not path.exists():
-        raise ConfigError(
-            f"Policy {policy} needs to know what a round costs on this machine",
-            found=f"no cost table for {key.target} in {key.dtype} on {key.threads} threads",
-            fix="Measure it with `dspark profile` and the same options",
-        )
-    return PolicyTables(CostTable.load(path, key), load_calibration(folder, key.drafter))
-
-
-def load_calibration(folder: Path, sha256: str) -> CalibrationTable | None:
-    """The table beside a drafter; None without one.
-
-    Args:
-        sha256: of the drafter's weights.
-
-    Raises:
-        DataError: it is damaged.
-        IncompatibleDrafterError: it was made for other weights, or another confidence head.
-    """
-    from dspark.artifacts import sha256_file
-    from dspark.models.informed import FILE as CONFIDENCE
-    from dspark.tables.calibration import FILE, CalibrationTable
-
-    table, head = folder / FILE, folder / CONFIDENCE
-    if not table.exists():
-        return None
-    confidence = sha256_file(head) if head.exists() else ""
-    return CalibrationTable.load(table, sha256=sha256, confidence=confidence)

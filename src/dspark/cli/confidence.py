@@ -26,7 +26,6 @@ from dspark.cli.common import (
     TopPOption,
     check_writable,
     find_drafter,
-    load_calibration,
     load_models,
     passing_bar,
 )
@@ -89,7 +88,7 @@ def command(
         raise ConfigError("There is no head to fit without a drafter", fix="Name a drafter")
     from dspark.calibration import collect, confidence
     from dspark.calibration.prompts import choose_prompts
-    from dspark.models.checkpoint import WEIGHTS
+    from dspark.models.checkpoint import WEIGHTS, load_calibration
     from dspark.models.informed import FILE, save_informed
     from dspark.tables.calibration import FILE as CALIBRATION
 

@@ -25,7 +25,6 @@ from dspark.cli.common import (
     ThreadsOption,
     check_writable,
     load_models,
-    load_tables,
     passing_bar,
 )
 from dspark.core import SamplingParams, TokenKind
@@ -114,7 +113,6 @@ def command(
         temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
     )
     model, draft_model = load_models(target, drafter, dtype, threads)
-    tables = load_tables(policy, model, drafter)
     module = None
     if compare:
         from dspark.models.target import load_module
@@ -129,7 +127,6 @@ def command(
             params,
             seconds=seconds,
             policy=policy,
-            tables=tables,
             compare=module,
             show=show,
         )

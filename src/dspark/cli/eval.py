@@ -26,7 +26,6 @@ from dspark.cli.common import (
     TopPOption,
     check_writable,
     load_models,
-    load_tables,
     named_drafters,
 )
 from dspark.errors import DataError
@@ -76,7 +75,9 @@ def command(
 ) -> None:
     """Judge drafters: accepted length, acceptance by position and speed on prompt files.
 
-    With --json, finished parts are kept beside the file; run again to resume.
+    Without --policy whole blocks are verified, since acceptance is judged slot by slot; speeds as
+    users get them are those of --policy auto. With --json, finished parts are kept beside the file;
+    run again to resume.
 
     Examples:
 
@@ -102,10 +103,7 @@ def command(
     record = provenance("dspark eval", {"seed": seed}, [*files, *(at for _, at in places)])
     rounds = None if trace is None else TraceFile(trace, record)
     model, _ = load_models(target, "none", dtype, threads)
-    contenders = [
-        load_contender(folder, model, label, load_tables(policy, model, str(folder)))
-        for label, folder in places
-    ]
+    contenders = [load_contender(folder, model, label, policy, slots) for label, folder in places]
     cells = None if json_file is None else json_file.with_name(f"{json_file.name}.cells.jsonl")
     with _Bar() as bar:
         try:

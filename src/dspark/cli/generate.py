@@ -21,7 +21,6 @@ from dspark.cli.common import (
     TopKOption,
     TopPOption,
     load_models,
-    load_tables,
 )
 from dspark.core import SamplingParams
 from dspark.models.default_target import DEFAULT_TARGET
@@ -66,8 +65,7 @@ def command(
     model, draft_model = load_models(target, drafter, dtype, threads)
     ids = model.encode(prompt, raw=raw)
     room = min(len(ids) + max_new_tokens, model.max_positions)
-    tables = load_tables(policy, model, drafter)
-    engine = Engine(model, draft_model, policy, slots=1, max_len=room, tables=tables)
+    engine = Engine(model, draft_model, policy, slots=1, max_len=room)
     text, start = TextStream(model.tokenizer), time.perf_counter()
     request = None
     for output in engine.stream(ids, params):

@@ -29,13 +29,18 @@ from dspark.models.default_target import DEFAULT_TARGET
 if TYPE_CHECKING:
     from dspark.tables.cost import CostTable
 
+SECONDS = 30.0  # that it takes unless told to be thorough
+
 
 def command(
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     users: Annotated[int, typer.Option(min=1, help="Most requests in a batch.")] = 64,
     context: Annotated[int, typer.Option(min=1, help="Cache positions of each request.")] = 256,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each size.")] = 9,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each size, at most.")] = 9,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="All repeats, however long they take.")
+    ] = False,
     dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
     json_file: Annotated[
@@ -44,16 +49,19 @@ def command(
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw it into this PNG.")] = None,
 ) -> None:
-    """Measure draft and verify time over batch sizes, for the policies causal and pipelined.
+    """Measure draft and verify time over batch sizes, for the adaptive policies, in half a minute.
 
     The table is kept where the other verbs find it. It holds for this machine, these threads,
-    this target, dtype and drafter. Let nothing else run meanwhile.
+    this target, dtype and drafter. The policy auto does with less, measured on its own. Let nothing
+    else run meanwhile.
 
     Examples:
 
         dspark profile
 
         dspark profile --users 16 --context 512 --plot cost.png
+
+        dspark profile --thorough
     """
     folder = find_drafter(drafter, target)
     if folder is None:
@@ -62,10 +70,11 @@ def command(
         if path is not None:
             check_writable(path)
     from dspark.artifacts import provenance
-    from dspark.profiling.costs import cost_key, default_path, measure
+    from dspark.engine.tables import cost_key, default_path
+    from dspark.profiling.costs import measure
 
     model, draft_model = load_models(target, drafter, dtype, threads)
-    key = cost_key(model, folder)
+    key = cost_key(model, draft_model)
     with Progress(
         BarColumn(bar_width=24),
         TextColumn("{task.completed:.0f}/{task.total:.0f} repeats"),
@@ -81,6 +90,7 @@ def command(
             users=users,
             context=context,
             repeats=repeats,
+            seconds=None if thorough else SECONDS,
             on_repeat=lambda done, all_: bar.update(task, completed=done),
         )
     record = provenance("dspark profile", {}, [folder])

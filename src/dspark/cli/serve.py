@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,22 +18,16 @@ from dspark.cli.common import (
     SlotsOption,
     TargetOption,
     ThreadsOption,
-    find_drafter,
-    load_calibration,
     load_models,
-    load_tables,
     serving_packages,
 )
 from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
-from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
 
 if TYPE_CHECKING:
-    from dspark.engine.adaptive import PolicyTables
+    from dspark.engine.engine import Engine
     from dspark.tables.calibration import CalibrationTable
-
-FIXED_LENGTH = 4  # of the policy where nobody measured this machine
 
 
 def command(
@@ -108,14 +102,14 @@ def command(
 ) -> None:
     """Serve the target over HTTP, compatible with OpenAI's API, with a page at /.
 
-    Without --policy it is causal where `dspark profile` has measured this machine, and fixed:4
-    elsewhere. Ctrl-C or SIGTERM stops it; running answers may finish.
+    The policy auto measures this machine before the first request, for some seconds, unless it or
+    `dspark profile` did so before. Ctrl-C or SIGTERM stops it; running answers may finish.
 
     Examples:
 
         dspark serve
 
-        dspark serve --port 9000 --policy causal --recalibrate
+        dspark serve --port 9000 --recalibrate
 
         dspark serve --host 0.0.0.0 --api-key-file keys.txt --max-queue 64
 
@@ -146,10 +140,8 @@ def command(
     )
     with bind(host, port) as listening:
         model, draft_model = load_models(target, drafter, dtype, threads)
-        policy, tables = _policy(policy, model, draft_model, drafter)
-        calibration = _calibration(tables, model, drafter)
-        ours = Engine(model, draft_model, policy, slots=slots, max_len=max_len, tables=tables)
-        app = create_app(ours, settings, calibration)
+        ours = Engine(model, draft_model, policy, slots=slots, max_len=max_len)
+        app = create_app(ours, settings, _calibration(ours))
         url = url_of(listening)
         if not settings.api_keys and not listening.getsockname()[0].startswith(("127.", "::1")):
             _note("anybody who reaches this address can use the server; --api-key-file limits it")
@@ -157,35 +149,14 @@ def command(
         Server(app, lambda: _ready(url, settings)).run(sockets=[listening])
 
 
-def _policy(
-    name: str | None, target: Any, drafter: Any, drafter_name: str
-) -> tuple[str, PolicyTables | None]:
-    """The policy asked for, or the best that is known to work here, with its tables."""
-    if name is not None:
-        return name, load_tables(name, target, drafter_name)
-    if drafter is None:
-        return "off", None
-    if drafter.config.confidence_head:
-        try:
-            return "causal", load_tables("causal", target, drafter_name)
-        except ConfigError:
-            pass
-    name = f"fixed:{min(FIXED_LENGTH, drafter.config.block_size)}"
-    if drafter.config.confidence_head:
-        _note(f"policy {name}; after `dspark profile` with these models it is causal")
-    return name, None
-
-
-def _calibration(
-    tables: PolicyTables | None, target: Any, drafter_name: str
-) -> CalibrationTable | None:
+def _calibration(engine: Engine) -> CalibrationTable | None:
     """The drafter's table, also where the policy makes no use of it: drift is shown anyway."""
-    from dspark.profiling.costs import cost_key
+    from dspark.engine.adaptive import Adaptive
+    from dspark.engine.tables import calibration_of
 
-    if tables is not None:
-        return tables.calibration
-    folder = find_drafter(drafter_name, target.name)
-    return None if folder is None else load_calibration(folder, cost_key(target, folder).drafter)
+    if isinstance(engine.policy, Adaptive):
+        return engine.policy.tables.calibration
+    return None if engine.drafter is None else calibration_of(engine.drafter)
 
 
 def _ready(url: str, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 Nothing here imports torch: the scheduler, the queue and their tests run without it.
 """
 
-from dspark.core.outputs import StepOutput, StepStats, TokenKind
+from dspark.core.outputs import StepOutput, StepRecord, StepStats, TokenKind
 from dspark.core.requests import (
     MAX_LOGPROBS,
     FinishReason,
@@ -27,6 +27,7 @@ __all__ = [
     "RoundRecord",
     "SamplingParams",
     "StepOutput",
+    "StepRecord",
     "StepStats",
     "TokenKind",
     "TokenLogprobs",

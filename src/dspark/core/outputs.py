@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,6 +36,31 @@ class StepOutput:
     finished: bool
     record: RoundRecord | None = None
     logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one engine step was, what it brought and how long it took.
+
+    Attributes:
+        decoding: requests that had an anchor, drafted or not.
+        drafted: those that were drafted.
+        slots: draft tokens made for each of these; 0 in a plain step.
+        rows: rows of the target forward that belong to the decoding ones.
+        prompts: rows of prompts beside them.
+        late: rows that had waited before the drafter's context took them in for this step.
+        seconds: of the whole step.
+        outputs: what each request got.
+    """
+
+    decoding: int
+    drafted: int
+    slots: int
+    rows: int
+    prompts: int
+    late: int
+    seconds: float
+    outputs: Sequence[StepOutput] = ()
 
 
 @dataclass(slots=True)

@@ -104,7 +104,8 @@ class RoundRecord:
         committed: tokens added to the text: accepted ones and, unless a stop or the length
             limit cut it, the correction or bonus token.
         stopped: an accepted or drawn stop token ended the text in this round.
-        confidence: c_k of the drafted slots; empty where the drafter has no confidence head.
+        confidence: c_k of the drafted slots; without a confidence head their largest draft
+            probabilities where the policy asked for these, else empty.
     """
 
     drafted: int

@@ -93,9 +93,12 @@ class DraftBlock:
             float32; None when every request is greedy.
         confidence_RK: c_k, the probability that slot k survives given that the slots before
             it did; None without a confidence head. An informed head's may also mend what those
-            before it said, now that their tokens are drawn.
+            before it said, now that their tokens are drawn. Where `peaks`, max_x q_k(x) instead.
         lengths: drafted tokens of each request that count; None where all do.
         clues_RKC: what an informed confidence head goes by, where somebody asked for it.
+        peaks: `confidence_RK` holds each slot's largest draft probability, which is a clue to
+            survival and no estimate of it; at temperature 0 that of the drafter's own
+            distribution at temperature 1. Only where the policy asked for it.
     """
 
     draft_ids_RK: Tensor
@@ -103,6 +106,7 @@ class DraftBlock:
     confidence_RK: Tensor | None = None
     lengths: Sequence[int] | None = None
     clues_RKC: Tensor | None = None
+    peaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,25 +91,42 @@ class Adaptive(Policy):
         """
         requests, ids = batch.decode, [request.id for request in batch.decode]
         self._turns += 1
-        probe = self._turns % PROBE_EVERY == 0
+        probe = self._probes()
         if not probe and ids == self._held_ids and self._turns < self._held_until:
             return self._held
-        count, prompts = len(requests), batch.prefill_rows
-        draft_s_R = self._draft_times_to(count)
-        verify_s_B = self._verify_times(prompts + count, prompts, count, count)
-        pays = lambda survival_RK: admission.worth_drafting(  # noqa: E731
-            survival_RK, draft_s_R, verify_s_B, MARGIN
-        )
-        wanted_R = pays(self._expected(requests))
+        wanted_R = self._pays(batch, self._expected(requests), self._margin(len(requests)))
         self._held_ids, self._held_until = ids, self._turns + HOLD
         self._held = [
-            wanted or _keeps_length(request.params)
+            self._always(request.params) if keeps_length(request.params) else wanted
             for request, wanted in zip(requests, wanted_R, strict=True)
         ]
-        if probe and any(pays([[1.0] * self.draft_len] * count)):
+        if probe and self._could_pay(batch):
             self._held_until = 0  # what it shows counts from the next step on
-            return [True] * count
+            return [True] * len(requests)
         return self._held
+
+    def _probes(self) -> bool:
+        """Whether all are to be drafted in this step, to see how they do."""
+        return self._turns % PROBE_EVERY == 0
+
+    def _margin(self, requests: int) -> float:
+        """Share by which drafts for so many requests must raise Θ."""
+        return MARGIN
+
+    def _always(self, params: SamplingParams) -> bool:
+        """Whether a request that keeps its length is drafted; it is so in every step or in none."""
+        return True
+
+    def _pays(self, batch: Batch, survival_RK: Sequence[Floats], margin: float) -> list[bool]:
+        """Which of the decode requests would pay for drafts that survive like this."""
+        count, prompts = len(batch.decode), batch.prefill_rows
+        draft_s_R = self._draft_times_to(count)
+        verify_s_B = self._verify_times(prompts + count, prompts, count, count)
+        return admission.worth_drafting(survival_RK, draft_s_R, verify_s_B, margin)
+
+    def _could_pay(self, batch: Batch) -> bool:
+        """Whether drafts would pay for anybody if they always held."""
+        return any(self._pays(batch, [[1.0] * self.draft_len] * len(batch.decode), MARGIN))
 
     def _expected(self, requests: Sequence[Request]) -> list[Floats]:
         """Survival [R, K] as each request's past rounds have it: the mean one, scaled."""
@@ -119,11 +136,15 @@ class Adaptive(Policy):
             mean = self._survival.mean(request.params)
             known = self._evidence.get(request.id) or Evidence()
             known.take(request.rounds, mean)
-            ratio, evidence[request.id] = known.ratio, known
+            ratio, evidence[request.id] = known.ratio(self._standing(request.params)), known
             expected_RK.append([min(a * ratio, 1.0) for a in mean.survival_K])
         self._evidence = evidence
         self._expected_K = {r.id: a_K for r, a_K in zip(requests, expected_RK, strict=True)}
         return expected_RK
+
+    def _standing(self, params: SamplingParams) -> float:
+        """Accepted over promised of a request that has shown nothing yet."""
+        return 1.0
 
     def _draft_times_to(self, requests: int) -> list[DraftTimes]:
         """Of 0, 1, … requests, up to so many or more: slots and seconds of drafting them."""
@@ -183,15 +204,22 @@ class Adaptive(Policy):
         A request with one keeps a fixed length: above temperature 0 the verify length decides
         which random number makes a token, and its text must reproduce (algorithms §6).
         """
-        assert drafts.confidence_RK is not None
         frame = self._frame(batch)
         if frame.free:
-            chosen, sure_RK = [batch.decode[r] for r in frame.free], drafts.confidence_RK.tolist()
-            survival_RK = self._survival.of(chosen, [sure_RK[r] for r in frame.free])
+            chosen = [batch.decode[r] for r in frame.free]
+            survival_RK = self._survival_of(chosen, frame.free, drafts)
             admitted_R = self.admit(chosen, survival_RK, frame)
             for r, length in zip(frame.free, admitted_R, strict=True):
                 frame.lengths_R[r] = length
         return frame.lengths_R
+
+    def _survival_of(
+        self, requests: Sequence[Request], places: Sequence[int], drafts: DraftBlock
+    ) -> Sequence[Floats]:
+        """Survival [R, K] of the drafts of some requests, by their places in the batch."""
+        assert drafts.confidence_RK is not None
+        sure_RK = drafts.confidence_RK.tolist()
+        return self._survival.of(requests, [sure_RK[r] for r in places])
 
     def _seconds(self, frame: Frame, slots: int) -> list[float]:
         """Time of the whole round with 0, 1, … draft tokens of the free requests, so many drafted.
@@ -208,7 +236,7 @@ class Adaptive(Policy):
         requests, committed = batch.decode, float(len(batch.plain) + len(batch.decode))
         lengths_R, free = [0] * len(requests), []
         for r, request in enumerate(requests):
-            if _keeps_length(request.params):
+            if keeps_length(request.params):
                 lengths_R[r] = self.steady_length(request.params)
                 committed += self._survival.mean(request.params).tokens[lengths_R[r]]
             else:
@@ -257,5 +285,6 @@ class Frame:
     committed: float
 
 
-def _keeps_length(params: SamplingParams) -> bool:
+def keeps_length(params: SamplingParams) -> bool:
+    """Its verify length decides which random number makes a token, and its text must reproduce."""
     return params.seed is not None and params.temperature > 0

@@ -115,6 +115,3 @@ class Pipelined(Adaptive):
     def _known(self, request: Request, averages: dict[int, Floats]) -> Floats:
         """Conditional confidences [K] as remembered, or as they are on average."""
         return averages.get(request.id) or self._survival.mean(request.params).conditional_K
-
-
-ADAPTIVE: dict[str, type[Adaptive]] = {cls.name: cls for cls in (Causal, Pipelined)}

@@ -13,12 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from time import perf_counter
 
-from dspark.core import Request, SamplingParams, StepOutput, StepStats
+from dspark.core import (
+    Batch,
+    DraftBlock,
+    Request,
+    SamplingParams,
+    StepOutput,
+    StepRecord,
+    StepStats,
+    VerifyPlan,
+)
 from dspark.engine.adaptive import PolicyTables
+from dspark.engine.auto import Auto
 from dspark.engine.policies import Policy
 from dspark.engine.queue import PREFILL_ROWS, RequestQueue
 from dspark.engine.runner import Runner
-from dspark.engine.scheduler import Scheduler, parse_policy
+from dspark.engine.scheduler import ADAPTIVE, Scheduler, parse_policy
+from dspark.engine.tables import find_or_measure, load_tables
 from dspark.errors import ConfigError, RequestError
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
@@ -32,12 +43,13 @@ class Engine:
     Args:
         target: the model whose text it is.
         drafter: proposes tokens, bound to the target; None decodes plainly.
-        policy: verify lengths, by name or as an object (see `scheduler`); by default the whole
-            block of a drafter, and "off" without one.
+        policy: verify lengths, by name or as an object (see `scheduler`); by default "auto", which
+            measures this machine if nobody did.
         slots: requests that run at the same time.
         max_len: longest text, prompt included, in tokens; at most what the target was made for.
         seed: of the random numbers of requests that have no seed of their own.
-        tables: what the policies "causal" and "pipelined" know of machine and drafter.
+        tables: what the policies "auto", "causal" and "pipelined" know of machine and drafter; by
+            default those on disk.
         cache_gib: memory for keys and values of all running requests; None is room for every
             slot. With less, requests wait, or give their place up for a while, when texts grow
             past it. On a CPU memory is taken as it is needed, elsewhere at once.
@@ -47,7 +59,10 @@ class Engine:
         stats: totals over all steps so far; a caller may put a fresh `StepStats` here.
 
     Raises:
-        ConfigError: for an unknown policy, one the drafter cannot serve, or sizes too small.
+        ConfigError: for an unknown policy, one the drafter cannot serve, or sizes too small; or
+            nobody measured this machine for one that needs it.
+        DataError, IncompatibleDrafterError: a table on disk is damaged or of something else, and
+            the policy cannot do without.
     """
 
     def __init__(
@@ -70,18 +85,7 @@ class Engine:
             )
         self.target, self.drafter = target, drafter
         max_len = min(max_len, target.max_positions)
-        block_size = 0 if drafter is None else drafter.config.block_size
-        if policy is None:
-            policy = f"fixed:{block_size}" if block_size else "off"
-        if isinstance(policy, str):
-            policy = parse_policy(policy, block_size, tables)
-        if policy.needs_confidence and not (drafter and drafter.config.confidence_head):
-            raise ConfigError(
-                f"Policy {policy.name} needs confidences, and the drafter gives none",
-                fix="Use fixed:K, or a drafter with a confidence head",
-            )
-        self.policy = policy
-        self.runner = Runner(target, drafter, slots, max_len, policy.draft_len, seed)
+        self.policy, self.runner = self._prepared(policy or Auto.name, slots, max_len, seed, tables)
         cache_len = self._cache_len(cache_gib, slots * max_len)
         self.max_len = min(max_len, cache_len)
         self.queue = RequestQueue(
@@ -90,12 +94,38 @@ class Engine:
             target.stop_ids,
             prefill_rows,
             cache_len,
-            policy.draft_len,
+            self.policy.draft_len,
             on_release=self.runner.forget if cache_len < slots * max_len else lambda slot: None,
         )
-        self.scheduler = Scheduler(policy, self.max_len)
+        self.scheduler = Scheduler(self.policy, self.max_len)
         self.stats = StepStats()
         self._ids = count(1)
+
+    def _prepared(
+        self, policy: str | Policy, slots: int, max_len: int, seed: int, tables: PolicyTables | None
+    ) -> tuple[Policy, Runner]:
+        """The policy, with what it needs to know, and the runner."""
+        target, drafter = self.target, self.drafter
+        block_size = 0 if drafter is None else drafter.config.block_size
+        build = lambda length, peaks=False: Runner(  # noqa: E731
+            target, drafter, slots, max_len, length, seed, peaks
+        )
+        if policy == Auto.name and drafter is not None and tables is None:
+            runner = build(block_size, True)
+            tables = find_or_measure(runner, slots, max_len)
+            if tables is not None:
+                return Auto(tables, block_size), runner
+            policy = "off"
+        if isinstance(policy, str):
+            if policy in ADAPTIVE and drafter is not None and tables is None:
+                tables = load_tables(policy, target, drafter)
+            policy = parse_policy(policy, block_size, tables)
+        if policy.needs_confidence and not (drafter and drafter.config.confidence_head):
+            raise ConfigError(
+                f"Policy {policy.name} needs confidences, and the drafter gives none",
+                fix="Use auto or fixed:K, or a drafter with a confidence head",
+            )
+        return policy, build(policy.draft_len, policy.reads_peaks)
 
     def _cache_len(self, cache_gib: float | None, most: int) -> int:
         """Cache positions that a budget is good for."""
@@ -193,7 +223,7 @@ class Engine:
             return []
         before_choice = perf_counter()
         batch = self.scheduler.choose(batch)
-        before_draft = perf_counter()
+        before_draft, late = perf_counter(), self.runner.late
         drafts = self.runner.draft(batch)
         after_draft = perf_counter()
         plan = self.scheduler.plan(batch, drafts)
@@ -206,10 +236,12 @@ class Engine:
         stats.draft_s += after_draft - before_draft
         stats.verify_s += after_verify - before_verify
         stats.schedule_s += before_draft - before_choice + before_verify - after_draft
-        stats.other_s += before_choice - start + perf_counter() - after_verify
+        end = perf_counter()
+        stats.other_s += before_choice - start + end - after_verify
         stats.steps += 1
         stats.batch_tokens += batch.other_rows + plan.batch_tokens
         stats.committed += sum(len(output.token_ids) for output in outputs)
+        self.policy.observe(_record(batch, drafts, plan, late, end - start, outputs))
         return outputs
 
     def generate(
@@ -268,3 +300,24 @@ class Engine:
         for request in requests:
             if request.finish is None or request.slot is not None:
                 self.queue.cancel(request)
+
+
+def _record(
+    batch: Batch,
+    drafts: DraftBlock | None,
+    plan: VerifyPlan,
+    late: int,
+    seconds: float,
+    outputs: list[StepOutput],
+) -> StepRecord:
+    drafted = 0 if drafts is None else len(batch.decode)
+    return StepRecord(
+        decoding=len(batch.plain) + len(batch.decode),
+        drafted=drafted,
+        slots=0 if drafts is None else drafts.draft_ids_RK.shape[1],
+        rows=len(batch.plain) + plan.batch_tokens,
+        prompts=batch.prefill_rows,
+        late=late if drafted else 0,
+        seconds=seconds,
+        outputs=outputs,
+    )

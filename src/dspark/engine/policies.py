@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from dspark.core import Batch, DraftBlock
+from dspark.core import Batch, DraftBlock, StepRecord
 
 
 class Policy(ABC):
@@ -19,11 +19,13 @@ class Policy(ABC):
         name: as it is written on the command line.
         draft_len: draft tokens to make each round, at most; 0 for plain decoding.
         needs_confidence: it reads the drafter's confidences.
+        reads_peaks: it reads the largest draft probabilities of a drafter that has none.
     """
 
     name: str
     draft_len: int
     needs_confidence: bool = False
+    reads_peaks: bool = False
 
     def wants(self, batch: Batch) -> Sequence[bool]:
         """Which of the decode requests are worth a draft, judged by their past rounds alone."""
@@ -36,6 +38,9 @@ class Policy(ABC):
     @abstractmethod
     def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
         """Draft tokens to verify of each of the batch's decode requests, 0 to K."""
+
+    def observe(self, step: StepRecord) -> None:  # noqa: B027 - most have nothing to learn
+        """A step is over and committed; what it shows may count from the next one on."""
 
 
 class Off(Policy):

@@ -35,6 +35,7 @@ class Runner:
         slots, max_len: sizes of the caches.
         draft_len: draft tokens a round.
         seed: stands for the seed of requests that have none of their own.
+        peaks: let drafters without a confidence head give their largest probabilities instead.
 
     Attributes:
         on_verdict: watches verdicts (see `evaluation.audit`); None costs nothing.
@@ -48,6 +49,7 @@ class Runner:
         max_len: int,
         draft_len: int = 0,
         seed: int = 0,
+        peaks: bool = False,
     ) -> None:
         self.target, self.drafter = target, drafter if draft_len else None
         self.draft_len, self.seed = draft_len, seed
@@ -60,6 +62,9 @@ class Runner:
             self._tap_ids = self.drafter.config.target_layer_ids
             self._d2t = self.drafter.d2t
             self._context = DraftContext(self.drafter, slots, max_len)
+        headless = self.drafter is not None and not self.drafter.config.confidence_head
+        asked = headless and peaks and self.drafter is not None and self.drafter.gives_peaks
+        self._more: dict[str, bool] = {"peaks": True} if asked else {}
 
     def draft(self, batch: Batch) -> DraftBlock | None:
         """Draft tokens for the requests that have an anchor; None when nothing is drafted."""
@@ -80,6 +85,7 @@ class Runner:
             draws_RK,
             steps=steps,
             masks=masks,
+            **self._more,
         )
 
     @torch.inference_mode()
@@ -114,6 +120,16 @@ class Runner:
         """Cache memory of one position of one request, both models together."""
         own = 0 if self.drafter is None else self.drafter.position_bytes
         return self.target.position_bytes + own
+
+    @property
+    def late(self) -> int:
+        """Rows that the drafter's context has yet to take in."""
+        return 0 if self._context is None else self._context.waiting
+
+    def catch_up(self) -> None:
+        """Let the drafter's context take in the rows that wait."""
+        if self._context is not None:
+            self._context.catch_up()
 
     def forget(self, slot: int) -> None:
         """Give the memory of a slot's rows back to the system, where the caches can."""

@@ -6,28 +6,34 @@ import re
 from dataclasses import replace
 
 from dspark.core import Batch, DraftBlock, VerifyPlan
-from dspark.engine.adaptive import PolicyTables
-from dspark.engine.adaptive_policies import ADAPTIVE
+from dspark.engine.adaptive import Adaptive, PolicyTables
+from dspark.engine.adaptive_policies import Causal, Pipelined
+from dspark.engine.auto import Auto
 from dspark.engine.policies import Fixed, Off, Policy, Threshold
 from dspark.errors import ConfigError
 
-CHOICES = "off, fixed:K with K from 1 to the drafter's block size, threshold:P, causal or pipelined"
+CHOICES = (
+    "auto, off, fixed:K with K from 1 to the drafter's block size, threshold:P, causal or pipelined"
+)
+
+ADAPTIVE: dict[str, type[Adaptive]] = {cls.name: cls for cls in (Auto, Causal, Pipelined)}
 
 
 def parse_policy(text: str, block_size: int, tables: PolicyTables | None = None) -> Policy:
     """A policy by its name.
 
     Args:
-        text: "off", "fixed:K", "threshold:P", "causal" or "pipelined".
+        text: "auto", "off", "fixed:K", "threshold:P", "causal" or "pipelined"; "auto" without a
+            drafter is plain decoding.
         block_size: draft tokens the drafter can make in a round; 0 without a drafter.
         tables: what the adaptive policies know of the machine and the drafter.
 
     Raises:
         ConfigError: for anything else, naming the choices; or an adaptive policy without tables.
     """
-    if text == "off":
+    if text == "off" or (text == Auto.name and block_size == 0):
         return Off()
-    match = re.fullmatch(r"(?:fixed:(\d+)|threshold:(\d*\.?\d+)|causal|pipelined)", text)
+    match = re.fullmatch(r"(?:fixed:(\d+)|threshold:(\d*\.?\d+)|auto|causal|pipelined)", text)
     limit = float(match[2]) if match and match[2] else 0.0
     if match is None or limit > 1:
         raise ConfigError("Unknown policy", found=text, fix=f"Use {CHOICES}")

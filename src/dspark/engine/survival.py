@@ -88,9 +88,9 @@ class Evidence:
                 self.promised = fade * self.promised + mean.tokens[record.verified]
         self.rounds = len(records)
 
-    @property
-    def ratio(self) -> float:
-        return (self.accepted + PRIOR) / (self.promised + PRIOR)
+    def ratio(self, first: float = 1.0) -> float:
+        """Accepted over promised; near `first` while few rounds tell."""
+        return (self.accepted + PRIOR * first) / (self.promised + PRIOR)
 
 
 def nearest_entry(table: CalibrationTable | None, key: Key) -> CalibrationEntry | None:

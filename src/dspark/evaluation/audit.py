@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from dspark.core import DraftBlock, Request, SamplingParams, Verdict
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
 from dspark.evaluation.answers import difference
@@ -183,19 +182,22 @@ def run(
     policy: str | None,
     plan: Plan,
     *,
-    tables: PolicyTables | None = None,
     seed: int = 0,
     on_done: OnDone = lambda check: None,
 ) -> dict[str, Any]:
     """All three checks.
+
+    Args:
+        policy: by default whole blocks.
 
     Returns:
         Fields of schema dspark.audit/1; ``verdict`` is "lossless", "lossy" or "undecided".
     """
     longest = max(map(len, plan.prompts)) + max(plan.greedy_tokens, plan.sampled_tokens)
     room = min(longest + drafter.config.block_size, target.max_positions)
+    chosen = policy or f"fixed:{drafter.config.block_size}"
     build = lambda d, s=plan.slots: Engine(  # noqa: E731
-        target, d, policy if d is not None else "off", s, room, seed, tables
+        target, d, chosen if d is not None else "off", s, room, seed
     )
     greedy = _greedy(target, build(None), build(drafter), plan)
     on_done("greedy")

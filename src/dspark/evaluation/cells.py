@@ -17,10 +17,10 @@ from dspark import __version__
 from dspark.artifacts import sha256_file
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
-from dspark.engine.adaptive import PolicyTables
-from dspark.engine.adaptive_policies import ADAPTIVE
+from dspark.engine.adaptive import Adaptive, PolicyTables
+from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
-from dspark.engine.scheduler import parse_policy
+from dspark.engine.scheduler import ADAPTIVE, parse_policy
 from dspark.errors import ConfigError, DataError, RequestError
 from dspark.evaluation.trace import Key
 from dspark.models.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
@@ -28,6 +28,8 @@ from dspark.models.drafter import Drafter
 from dspark.models.informed import FILE as CONFIDENCE
 from dspark.models.registry import make_drafter
 from dspark.models.target import Target, portable_name
+
+MEASURING_LEN = 128  # positions of an engine that only measures
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +132,21 @@ class Cell:
 
 
 def load_contender(
-    folder: Path, target: Target, label: str | None = None, tables: PolicyTables | None = None
+    folder: Path,
+    target: Target,
+    label: str | None = None,
+    policy: str | None = None,
+    slots: int = 1,
 ) -> Contender:
     """A drafter ready to be judged; without a label its kind is its name.
 
+    Args:
+        policy, slots: whose tables to find, or to measure where nobody did.
+
     Raises:
         CheckpointError, IncompatibleDrafterError: see `load_drafter`.
+        ConfigError: nobody measured this machine for a policy that needs it.
+        DataError: a table is damaged.
     """
     drafter = load_drafter(folder, target, dtype=drafting_dtype(target))
     with torch.device("meta"):  # packed for inference, a drafter no longer holds parameters
@@ -147,8 +158,18 @@ def load_contender(
         sum(weight.numel() for weight in bare.parameters()),
         {name: sha256_file(folder / name) for name in files if (folder / name).exists()},
         _training(folder),
-        tables,
+        _tables(policy, target, drafter, slots),
     )
+
+
+def _tables(
+    policy: str | None, target: Target, drafter: Drafter, slots: int
+) -> PolicyTables | None:
+    """What an adaptive policy knows; an engine of its own finds it."""
+    if policy not in ADAPTIVE:
+        return None
+    own = Engine(target, drafter, policy, slots, max_len=MEASURING_LEN).policy
+    return own.tables if isinstance(own, Adaptive) else None
 
 
 def _training(folder: Path) -> dict[str, Any] | None:

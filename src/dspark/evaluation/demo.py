@@ -19,7 +19,6 @@ from dspark import native
 from dspark.artifacts import cpu_model
 from dspark.core import Request, SamplingParams, StepOutput
 from dspark.data.prompts import Prompt
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length, wasted_tokens
 from dspark.evaluation.answers import Answer, answer, answer_with_transformers, difference
@@ -56,7 +55,6 @@ def run(
     *,
     seconds: float | None = None,
     policy: str | None = None,
-    tables: PolicyTables | None = None,
     compare: Any = None,
     show: Show = lambda way, prompt, output: None,
     clock: Callable[[], float] = time.monotonic,
@@ -79,7 +77,7 @@ def run(
     room = min(max(map(len, encoded)) + params.max_new_tokens, target.max_positions)
     engines = {
         "plain": Engine(target, None, slots=1, max_len=room),
-        "dspark": Engine(target, drafter, policy, slots=1, max_len=room, tables=tables),
+        "dspark": Engine(target, drafter, policy, slots=1, max_len=room),
     }
     _warm_up(engines, encoded[0], params, compare, target)
     answered: list[Prompt] = []
@@ -139,7 +137,7 @@ def machine(target: Target) -> str:
 
 def kernels() -> str:
     """Which kernels decode on this processor."""
-    return native.describe()
+    return native.current()
 
 
 def _seconds(ways: Ways, way: str) -> float:

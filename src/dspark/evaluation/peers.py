@@ -17,7 +17,6 @@ import transformers
 
 from dspark import __version__
 from dspark.core import SamplingParams
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
 from dspark.errors import ConfigError
@@ -29,7 +28,6 @@ from dspark.models.target import Target
 
 SCHEMA = "dspark.peers/1"
 LOOKUP_TOKENS = 10  # that prompt lookup drafts, as its documentation has it
-USUAL_LENGTH = 4  # draft tokens a round where no policy is asked for
 
 Ask = Callable[[list[int], SamplingParams], Answer]
 OnAnswer = Callable[[str, int, int], None]  # peer, prompts begun, of how many
@@ -77,21 +75,18 @@ def drafted_peer(
     contender: Contender,
     room: int,
     policy: str | None = None,
-    tables: PolicyTables | None = None,
 ) -> Peer:
     """This engine with a drafter.
 
     Args:
         room: longest text, prompt included, in tokens.
-        policy: by default a fixed length of 4, or the whole block of a shorter one.
-        tables: for an adaptive policy.
+        policy: by default "auto".
 
     Raises:
         ConfigError: an unknown policy, or one that does not fit the drafter.
     """
     drafter = contender.drafter
-    policy = policy or f"fixed:{min(USUAL_LENGTH, drafter.config.block_size)}"
-    engine = Engine(target, drafter, policy, slots=1, max_len=room, tables=tables)
+    engine = Engine(target, drafter, policy, slots=1, max_len=room)
     name = engine.policy.name
     return Peer("dspark", _asks(engine), contender.label, name, __version__)
 

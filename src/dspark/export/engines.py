@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dspark.engine.adaptive_policies import ADAPTIVE
 from dspark.engine.policies import Threshold
-from dspark.engine.scheduler import parse_policy
+from dspark.engine.scheduler import ADAPTIVE, parse_policy
 from dspark.errors import ConfigError, IncompatibleDrafterError
 from dspark.export.plan import Drafting, Plan, Wish, check_nodes
 from dspark.models.drafter import DrafterConfig
@@ -197,7 +196,7 @@ def drafting(name: str, folder: Path, config: DrafterConfig, policy: str | None)
     """How the engine of this name drafts under a policy of ours, `off` apart.
 
     Args:
-        policy: None takes `causal` where the engine and the drafter can, else whole blocks.
+        policy: None and `auto` take `causal` where engine and drafter can, else whole blocks.
 
     Raises:
         ConfigError: an unknown policy, or one without counterpart in the engine.
@@ -206,6 +205,8 @@ def drafting(name: str, folder: Path, config: DrafterConfig, policy: str | None)
     engine = find_engine(name)
     check_readable(name, config)
     sure = config.confidence_head
+    if policy == "auto":
+        policy = None
     if policy is None:
         kind = "causal" if sure and "causal" in engine.policies else "fixed"
     else:

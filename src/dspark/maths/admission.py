@@ -141,7 +141,8 @@ def worth_drafting(
         survival_RK: expected of each request.
         draft_s_R: times of drafting for 0, 1, … R requests; those of 0 are not looked at.
         verify_s_B: seconds of the target's forward with 0, 1, … draft tokens in the batch.
-        margin: share by which drafts must raise Θ over a step without any.
+        margin: share by which drafts must raise Θ over a step without any; below 0 where rounds
+            with drafts are known to take less than these times say.
     """
     count = len(survival_RK)
     order = sorted(range(count), key=lambda r: -sum(survival_RK[r]))
@@ -153,7 +154,8 @@ def worth_drafting(
     gains = accumulate(sum(max(a - plain * row_s, 0.0) for a in survival_RK[r]) for r in order)
     gain_R = [0.0, *gains]
     for number in {min(2**i, count) for i in range(count.bit_length() + 1)} - {0}:
-        if gain_R[number] <= plain * min(seconds for _, seconds in draft_s_R[number]):
+        least_s = min(seconds for _, seconds in draft_s_R[number])
+        if margin >= 0 and gain_R[number] <= plain * least_s:
             continue
         chosen = [survival_RK[r] for r in order[:number]]
         theta = best_block(chosen, draft_s_R[number], verify_s_B, count).theta

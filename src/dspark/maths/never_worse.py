@@ -18,7 +18,7 @@ import numpy as np
 from dspark.maths.bootstrap import Floats, interval, ratio, resample_counts
 
 # Shares of the best fixed choice's throughput that the adaptive policies have to reach.
-LIMITS = {"causal": 0.95, "pipelined": 0.98}
+LIMITS = {"auto": 0.98, "causal": 0.95, "pipelined": 0.98}
 FEWEST_TURNS = 4  # two to choose on and two to compare on
 
 Lane = Sequence[tuple[float, float]]  # tokens and seconds of a policy's turns, in their order

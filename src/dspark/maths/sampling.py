@@ -89,6 +89,39 @@ def largest(logits_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
     return (logits_NV if bias_NV is None else logits_NV + bias_NV).argmax(-1)
 
 
+def largest_share(logits_NV: Tensor, bias_NV: Tensor | None = None) -> Tensor:
+    """The largest probability [N] of each row at temperature 1, float32.
+
+    Args:
+        bias_NV: added to the logits, in float32.
+    """
+    logits_NV = logits_NV.float()
+    if bias_NV is not None:
+        logits_NV = logits_NV + bias_NV
+    return (logits_NV.amax(-1) - logits_NV.logsumexp(-1)).exp()
+
+
+def slot_peaks(
+    params_R: Sequence[SamplingParams],
+    logits_RV: Tensor,
+    probs_RV: Tensor | None,
+    bias_RV: Tensor | None = None,
+) -> Tensor:
+    """max_x q(x) [R] of one slot; at temperature 0, where q is one token, that of temperature 1.
+
+    Args:
+        logits_RV, bias_RV: as `choose` took them.
+        probs_RV: as it gave them.
+    """
+    if probs_RV is None:
+        return largest_share(logits_RV, bias_RV)
+    greedy_R = torch.tensor([p.temperature == 0 for p in params_R], device=probs_RV.device)
+    drawn_R = probs_RV.amax(-1)
+    if not bool(greedy_R.any()):
+        return drawn_R
+    return torch.where(greedy_R, largest_share(logits_RV, bias_RV), drawn_R)
+
+
 def probabilities(
     logits_NV: Tensor,
     temperature_N: Sequence[float] | Tensor | float,

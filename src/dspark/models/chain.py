@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
-from dspark.maths.sampling import choose
+from dspark.maths.sampling import choose, slot_peaks
 from dspark.models.attention import CachedAttention
 from dspark.models.backbone import DraftAttention, DraftMLP
 from dspark.models.chain_attention import chain_attention
@@ -66,6 +66,7 @@ class ChainDrafter(Drafter):
     """One layer, run over the committed text and then step by step along its own chain."""
 
     has_mask: ClassVar[bool] = False
+    gives_peaks: ClassVar[bool] = True
     matrix_modules: ClassVar[tuple[str, ...]] = ("layers.", "fc.", "eh_proj.")
 
     def __init__(self, config: DrafterConfig, layer: ChainLayer) -> None:
@@ -205,6 +206,7 @@ class ChainDrafter(Drafter):
         draws_RK: np.ndarray,
         steps: int | None = None,
         masks: DraftMasks | None = None,
+        peaks: bool = False,
     ) -> DraftBlock:
         """The first token comes from the newest committed position, whose output is kept.
 
@@ -215,6 +217,7 @@ class ChainDrafter(Drafter):
         output_RD = cache.output_SD[slots]
         ids: list[Tensor] = []
         probs: list[Tensor] = []
+        largest: list[Tensor] = []
         for step in range(steps or self.config.block_size):
             if step:
                 rows = Rows(ids[-1], position + step, slots)
@@ -226,6 +229,11 @@ class ChainDrafter(Drafter):
             ids.append(self.to_target_ids(chosen))
             if probs_RV is not None:
                 probs.append(probs_RV)
+            if peaks:
+                largest.append(slot_peaks(params_R, logits, probs_RV))
         lengths = None if masks is None else masks.lengths
         probs_RKV = torch.stack(probs, 1) if probs else None
-        return DraftBlock(torch.stack(ids, 1), probs_RKV, lengths=lengths)
+        block = DraftBlock(torch.stack(ids, 1), probs_RKV, lengths=lengths)
+        if peaks:
+            block.confidence_RK, block.peaks = torch.stack(largest, 1), True
+        return block

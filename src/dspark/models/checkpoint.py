@@ -16,13 +16,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dspark import native
-from dspark.artifacts import atomic_folder
+from dspark.artifacts import atomic_folder, sha256_file
 from dspark.errors import CheckpointError, IncompatibleDrafterError
 from dspark.models.checkpoint_config import config_from_json, config_to_json
 from dspark.models.drafter import Drafter, DrafterConfig, SharedWeights
+from dspark.models.informed import FILE as CONFIDENCE
 from dspark.models.layers import PackedLinear, pack_linears
 from dspark.models.registry import make_drafter
 from dspark.models.target import Target
+from dspark.tables.calibration import FILE as CALIBRATION
+from dspark.tables.calibration import CalibrationTable
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SHARED_KEYS = ("embed_tokens.weight", "lm_head.weight")
@@ -165,7 +168,25 @@ def load_drafter(
         drafter.eval().requires_grad_(False)
         pack_linears(drafter)
         drafter.load_companions(Path(folder), Path(folder) / WEIGHTS)
+        drafter.folder, drafter.sha256 = Path(folder), sha256_file(Path(folder) / WEIGHTS)
     return drafter
+
+
+def load_calibration(folder: Path, sha256: str) -> CalibrationTable | None:
+    """The calibration table beside a drafter; None without one.
+
+    Args:
+        sha256: of the drafter's weights.
+
+    Raises:
+        DataError: it is damaged.
+        IncompatibleDrafterError: it was made for other weights, or another confidence head.
+    """
+    table, head = folder / CALIBRATION, folder / CONFIDENCE
+    if not table.exists():
+        return None
+    confidence = sha256_file(head) if head.exists() else ""
+    return CalibrationTable.load(table, sha256=sha256, confidence=confidence)
 
 
 def drafting_dtype(target: Target) -> torch.dtype:

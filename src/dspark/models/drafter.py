@@ -133,12 +133,17 @@ class Drafter(nn.Module, ABC):
     """A small model that proposes block_size tokens from the target's taps.
 
     Subclasses name their parameters as DeepSpec does, so that a state dict is a checkpoint.
+
+    Attributes:
+        folder: that it was loaded from; None for one made in memory.
+        sha256: of its weights file, "" for one made in memory.
     """
 
     kind: ClassVar[str]
     reads_taps: ClassVar[bool] = True  # else the final-normed last state
     reads_next_ids: ClassVar[bool] = True  # the token after each position, in `extend`
     has_mask: ClassVar[bool] = True  # blocks with MASK in slots 2…K
+    gives_peaks: ClassVar[bool] = False  # `draft` takes `peaks`
     matrix_modules: ClassVar[tuple[str, ...]] = ("backbone.",)  # whose matrices Muon takes
 
     def __init__(self, config: DrafterConfig) -> None:
@@ -148,6 +153,8 @@ class Drafter(nn.Module, ABC):
         size = config.draft_vocab_size
         self.register_buffer("d2t", None if size is None else torch.arange(size))
         self._shared: SharedWeights | None = None
+        self.folder: Path | None = None
+        self.sha256 = ""
 
     @property
     def shared(self) -> SharedWeights:
@@ -284,6 +291,8 @@ class Drafter(nn.Module, ABC):
             steps: draft only so many slots (default: block_size). A drafter whose slots see each
                 other may say something else in a shorter block; p_d is what was drawn from.
             masks: rules out, slot by slot, what requests may not say.
+
+        One that `gives_peaks` also takes `peaks`: largest probabilities in place of confidences.
         """
 
 

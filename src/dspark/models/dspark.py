@@ -7,7 +7,7 @@ rank, V draft vocabulary, C clues.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
-from dspark.maths.sampling import choose, largest
+from dspark.maths.sampling import choose, largest, largest_share, slot_peaks
 from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.attention import CachedAttention
 from dspark.models.backbone import ParallelBackbone
@@ -38,6 +38,23 @@ class BlockOutputs:
     confidence_AK: Tensor | None
 
 
+@dataclass(slots=True)
+class _Drawn:
+    """A block as it is drawn, slot by slot.
+
+    Attributes:
+        ids: anchors [R], then draft tokens [R] as target ids.
+        choices: draft tokens as ids of the draft vocabulary.
+        probs: what they were drawn from, [R, V]; none where every request is greedy.
+        peaks: largest probabilities [R], where they are asked for.
+    """
+
+    ids: list[Tensor]
+    choices: list[Tensor] = field(default_factory=list)
+    probs: list[Tensor] = field(default_factory=list)
+    peaks: list[Tensor] = field(default_factory=list)
+
+
 class BlockCache(KVCache):
     """Context rows of the requests, and transition biases kept where keeping them pays."""
 
@@ -54,6 +71,7 @@ class DSparkDrafter(Drafter):
 
     kind: ClassVar[str] = "dspark"
     reads_next_ids: ClassVar[bool] = False
+    gives_peaks: ClassVar[bool] = True
     informed: InformedConfidence | None = None
     keep_clues: bool = False
 
@@ -190,6 +208,7 @@ class DSparkDrafter(Drafter):
         draws_RK: np.ndarray,
         steps: int | None = None,
         masks: DraftMasks | None = None,
+        peaks: bool = False,
     ) -> DraftBlock:
         config = self.config
         device = self.device
@@ -206,7 +225,8 @@ class DSparkDrafter(Drafter):
         hidden = self.backbone(embedded, rows.positions_T, attend)
         hidden_RKD = hidden.view(len(anchors_R), size, -1)
         anchors = torch.tensor(anchors_R, device=device)
-        return self._sample_block(hidden_RKD, anchors, params_R, draws_RK, masks, cache.transitions)
+        ways = params_R, draws_RK, masks, cache.transitions
+        return self._sample_block(hidden_RKD, anchors, *ways, peaks and not config.confidence_head)
 
     def _sample_block(
         self,
@@ -216,26 +236,34 @@ class DSparkDrafter(Drafter):
         draws_RK: np.ndarray,
         masks: DraftMasks | None,
         transitions: Transitions | None,
+        peaks: bool,
     ) -> DraftBlock:
         """Left to right through the block: each token's logits carry the bias of the one before."""
         base_RKV, head = self.shared.logits(hidden_RKD), self.markov_head
         greedy = masks is None and all(params.temperature == 0 for params in params_R)
-        ids_RK = chosen_RK = probs_RKV = None
-        if greedy:
+        ids_RK = None
+        if greedy and not (peaks and head is not None):  # a head's biases do not come out of there
             ids_RK = self._at_once(base_RKV, anchors_R, transitions)
+        drawn = _Drawn([anchors_R])
         if ids_RK is None:
-            ids_RK, chosen_RK, probs_RKV = self._slot_by_slot(
-                hidden_RKD, base_RKV, anchors_R, params_R, draws_RK, masks, transitions
+            drawn = self._slot_by_slot(
+                hidden_RKD, base_RKV, anchors_R, params_R, draws_RK, masks, transitions, peaks
             )
+            ids_RK = torch.stack(drawn.ids, 1)
+        probs_RKV = torch.stack(drawn.probs, 1) if drawn.probs else None
         previous = None if head is None else head.previous(ids_RK[:, :-1])
         lengths = None if masks is None else masks.lengths
         block = DraftBlock(ids_RK[:, 1:], probs_RKV, lengths=lengths)
         linear_RK = self._confidence(hidden_RKD, previous)
+        if linear_RK is None and peaks:
+            slots = torch.stack(drawn.peaks, 1) if drawn.peaks else largest_share(base_RKV)
+            block.confidence_RK, block.peaks = slots, True
         if linear_RK is None:
             return block
         block.confidence_RK = sure_RK = torch.sigmoid(linear_RK.float())
         asked = self.keep_clues or self.informed is not None
-        if asked and probs_RKV is not None and chosen_RK is not None:
+        if asked and probs_RKV is not None:
+            chosen_RK = torch.stack(drawn.choices, 1)
             size = self.config.block_size
             block.clues_RKC = clues(hidden_RKD, previous, probs_RKV, chosen_RK, linear_RK, size)
             block.confidence_RK = self._informed(block.clues_RKC, sure_RK, params_R)
@@ -273,28 +301,28 @@ class DSparkDrafter(Drafter):
         draws_RK: np.ndarray,
         masks: DraftMasks | None,
         transitions: Transitions | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Anchors and draft tokens [R, K + 1]; the latter as draft-vocabulary ids [R, K], and what
-        they were drawn from, [R, K, V].
-        """
+        peaks: bool,
+    ) -> _Drawn:
+        """Anchors and draft tokens, the latter with what they were drawn from."""
         head, state = self.markov_head, None
         if head is not None:
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
-        ids, choices, probs = [anchors_R], [], []
+        drawn = _Drawn([anchors_R])
         for k in range(hidden_RKD.shape[1]):
             logits, bias = base_RKV[:, k], None
             if head is not None and transitions is not None:
-                bias = transitions.after(ids[-1])
+                bias = transitions.after(drawn.ids[-1])
             elif head is not None:
-                features, state = head.step(head.previous(ids[-1]), hidden_RKD[:, k], state)
+                features, state = head.step(head.previous(drawn.ids[-1]), hidden_RKD[:, k], state)
                 bias = head.bias(features)
             if masks is not None:
                 logits = logits.float() if bias is None else logits.float() + bias
-                logits, bias = masks.apply(logits, ids[1:]), None
+                logits, bias = masks.apply(logits, drawn.ids[1:]), None
             chosen, probs_RV = choose(logits, params_R, draws_RK, k, bias)
             if probs_RV is not None:
-                probs.append(probs_RV)
-            choices.append(chosen)
-            ids.append(self.to_target_ids(chosen))
-        probs_RKV = torch.stack(probs, 1) if probs else None
-        return torch.stack(ids, 1), torch.stack(choices, 1), probs_RKV
+                drawn.probs.append(probs_RV)
+            if peaks:
+                drawn.peaks.append(slot_peaks(params_R, logits, probs_RV, bias))
+            drawn.choices.append(chosen)
+            drawn.ids.append(self.to_target_ids(chosen))
+        return drawn

@@ -44,7 +44,7 @@ class Monitor:
             raise ConfigError(
                 "Recalibration is for the policies that weigh confidences",
                 found=engine.policy.name,
-                fix="Use --policy causal or pipelined, or leave --recalibrate out",
+                fix="Use --policy auto, causal or pipelined, or leave --recalibrate out",
             )
         drafter = engine.drafter
         sure = drafter is not None and drafter.config.confidence_head and engine.policy.draft_len

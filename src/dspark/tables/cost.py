@@ -1,7 +1,7 @@
 """The cost table: what a round costs on this machine, by measurement (DSpark §3.2.2, §5.2).
 
 Seconds of the target's forward by batch tokens and requests, and of drafting by requests and slots.
-Made by `dspark profile`, used by the adaptive policies. No torch.
+Made by `dspark profile` or by the policy `auto`, used by the adaptive policies. No torch.
 
 Suffix: B batch tokens.
 """
@@ -9,7 +9,7 @@ Suffix: B batch tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class CostKey:
         threads: processor threads.
         target: its name.
         dtype: of weights and arithmetic.
-        drafter: sha256 of the drafter's weights, or "" without a drafter.
+        drafter: sha256 of the drafter's weights, or "" for one that lies in no file.
+        kernels: name of the kernels that did the work; "" in files that do not say.
     """
 
     machine: str
@@ -42,6 +43,7 @@ class CostKey:
     target: str
     dtype: str
     drafter: str
+    kernels: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,17 @@ class CostTable:
         times = [float(_between(points, requests)[requests]) for _, points in self.short]
         return float(np.interp(slots, sizes, np.maximum.accumulate([*times, whole])))
 
+    def joined(self, other: CostTable) -> CostTable:
+        """This table with the points of another of the same key that it lacks."""
+        others, of_requests = dict(other.short), dict(other.of_requests) | dict(self.of_requests)
+        return replace(
+            self,
+            verify=_joined(self.verify, other.verify),
+            draft=_joined(self.draft, other.draft),
+            short=tuple((n, _joined(points, others.get(n, ()))) for n, points in self.short),
+            of_requests=tuple(sorted(of_requests.items())),
+        )
+
     def save(self, path: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Write the table, whole or not at all.
 
@@ -177,9 +190,10 @@ class CostTable:
         for name, mine in asdict(self.key).items():
             theirs = getattr(key, name)
             if mine != theirs:
+                what = {"kernels": "set of kernels"}.get(name, name)
                 raise IncompatibleDrafterError(
-                    f"The cost table {where} was measured for another {name}",
-                    found=f"table {str(mine)[:60]}, here {str(theirs)[:60]}",
+                    f"The cost table {where} was measured for another {what}",
+                    found=f"table {str(mine)[:60] or 'unnamed'}, here {str(theirs)[:60]}",
                     fix="Measure here with `dspark profile`",
                 )
 
@@ -200,6 +214,12 @@ def rising(points: Sequence[Sequence[float]]) -> Points:
     if not np.isfinite(times).all() or times[0] <= 0:
         raise ValueError("times must be positive")
     return tuple(zip(sizes, times.tolist(), strict=True))
+
+
+def _joined(points: Points, more: Points) -> Points:
+    """Points and those of other sizes; none where there is none."""
+    found = {**dict(more), **dict(points)}
+    return rising(list(found.items())) if found else ()
 
 
 def _short(block: int, points: Sequence[Any]) -> tuple[int, tuple[tuple[int, Points], ...]]:

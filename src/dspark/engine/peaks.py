@@ -1,0 +1,118 @@
+"""How far drafts without confidences are expected to survive, learned while serving.
+
+Stands in for `Survival` where the drafter has no confidence head: its largest draft probabilities
+are what drafts are known by (`maths.peaks`), refitted from the rounds of the engine itself. A fit
+knows finished rounds alone, so it decides nothing about the tokens it was fitted on.
+
+Suffixes: R requests, N rounds, K block slots.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dspark.core import Request, RoundRecord, SamplingParams
+from dspark.engine.survival import UNKNOWN_ACCEPTANCE, Floats, Mean, Survival
+from dspark.maths.peaks import PeakFit, fit
+
+WINDOW = 512  # rounds of one way of sampling that a fit goes by
+FIRST_FITS, FIT_EVERY = (8, 16, 32), 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """Its slots' peaks; the first `accepted` passed, and of the first `told` that is known."""
+
+    peaks: tuple[float, ...]
+    accepted: int
+    told: int
+
+
+@dataclass(slots=True)
+class _Way:
+    """What is known of greedy requests, or of the others."""
+
+    fit: PeakFit
+    mean: Mean
+    rounds: deque[_Round] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    seen: int = 0
+
+
+class PeakSurvival(Survival):
+    """Survival by largest draft probabilities, greedy requests apart from the others.
+
+    Args:
+        block_size: K.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        super().__init__(None, block_size)
+        unknown = Mean([UNKNOWN_ACCEPTANCE**k for k in range(1, block_size + 1)])
+        self._ways = {greedy: _Way(PeakFit.start(block_size), unknown) for greedy in (True, False)}
+
+    def mean(self, params: SamplingParams) -> Mean:
+        """What drafts do on average; for requests without history."""
+        return self._way(params).mean
+
+    def of(self, requests: Sequence[Request], confidence_RK: Sequence[Floats]) -> list[Floats]:
+        """a_{r,k} of drafts with these largest probabilities in the place of confidences."""
+        return [
+            self._way(request.params).fit.survival_of(peaks_K)
+            for request, peaks_K in zip(requests, confidence_RK, strict=True)
+        ]
+
+    def take(self, record: RoundRecord, params: SamplingParams) -> bool:
+        """Learn from a round; a grammar bends what its requests accept, so theirs tell nothing.
+
+        Returns:
+            Whether what is expected of requests like these has changed.
+        """
+        if params.grammar is not None or not record.confidence:
+            return False
+        way = self._way(params)
+        # A token drawn behind the accepted ones shows that the next slot was judged. Behind an
+        # accepted stop token, or where the length limit cut the round, none was.
+        rejected = record.committed > record.accepted and record.accepted < record.verified
+        told = record.accepted + rejected
+        way.rounds.append(_Round(record.confidence, record.accepted, told))
+        way.seen += 1
+        if way.seen not in FIRST_FITS and way.seen % FIT_EVERY:
+            return False
+        self._refit(way)
+        return True
+
+    def _way(self, params: SamplingParams) -> _Way:
+        return self._ways[params.temperature == 0]
+
+    def _refit(self, way: _Way) -> None:
+        """Parameters from the window, and the mean survival that they give its drafts."""
+        size, rounds = self._block_size, way.rounds
+        peaks_NK = np.full((len(rounds), size), np.nan)
+        for row_K, one in zip(peaks_NK, rounds, strict=True):
+            row_K[: len(one.peaks)] = one.peaks
+        slots_K = np.arange(1, size + 1)
+        accepted_N1 = np.array([[one.accepted] for one in rounds])
+        told_N1 = np.array([[one.told] for one in rounds])
+        way.fit = fit(peaks_NK, slots_K <= accepted_N1, slots_K <= told_N1)
+        given_NK = [way.fit.survival_of(one.peaks) for one in rounds]
+        way.mean = Mean(_mean_survival(given_NK, size))
+
+
+def _mean_survival(survival_NK: Sequence[Floats], size: int) -> list[float]:
+    """Mean a_k, each slot's given the slots before it; drafts may be short, and a slot that none
+    reached is taken to be like the one before.
+    """
+    mean_K: list[float] = []
+    survival, given = 1.0, UNKNOWN_ACCEPTANCE
+    for k in range(size):
+        deep = [a_K for a_K in survival_NK if len(a_K) > k]
+        before = sum(a_K[k - 1] if k else 1.0 for a_K in deep)
+        if before > 0:
+            given = min(sum(a_K[k] for a_K in deep) / before, 1.0)
+        survival *= given
+        mean_K.append(survival)
+    return mean_K
