@@ -14,12 +14,13 @@ constexpr int MOST_ROWS = 8;
 constexpr int panels_beside(int rows) { return rows <= 6 ? 4 : 3; }
 #elif DSPARK_BYTES == 32
 constexpr int MOST_ROWS = 6;
-constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1; }
 #else
 constexpr int MOST_ROWS = 6;
-constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 3 ? 2 : 1; }
+constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1; }
 #endif
-constexpr int AHEAD = 4;  // steps of the next tile asked for early: its panels begin on new pages
+constexpr long AHEAD = 1024;  // bytes asked for early: more than processors do by themselves
+constexpr int FIRST = 4;      // steps of the next tile asked for early: it begins on new pages
 
 // W: type of the weight, T: of residual and result.
 template <class W, class T>
@@ -50,6 +51,11 @@ inline floats finished(const Job<int8_t, T>& job, long row, long column, ints su
     return __builtin_convertvector(sum, floats) * scale;
 }
 
+template <class W>
+inline void ahead(const W* weight) {
+    __builtin_prefetch(reinterpret_cast<const char*>(weight) + AHEAD);
+}
+
 // M rows from `row` on, P panels from `panel` on.
 template <class W, class T, int M, int P>
 void tile(const Job<W, T>& job, long row, long panel) {
@@ -67,12 +73,10 @@ void tile(const Job<W, T>& job, long row, long panel) {
             for (int v = 0; v < V; v++)
                 w[v] = Do::weights(weight + (v / VECTORS) * apart + k * width +
                                        (v % VECTORS) * LANES * Do::STEP, part);
-#ifdef PF
-            if (!part)
+            if (!part) {
 #pragma GCC unroll 16
-            for (int p = 0; p < P; p++)
-                __builtin_prefetch(reinterpret_cast<const char*>(weight + p * apart + k * width) + PF);
-#endif
+                for (int p = 0; p < P; p++) ahead(weight + p * apart + k * width);
+            }
 #pragma GCC unroll 16
             for (int m = 0; m < M; m++) {
                 const typename Do::Operand mine = Do::input(x + m * job.in + k * Do::STEP, part);
@@ -81,7 +85,7 @@ void tile(const Job<W, T>& job, long row, long panel) {
             }
         }
     }
-    for (int j = 0; j < AHEAD; j++)
+    for (int j = 0; j < FIRST; j++)
         for (int p = 0; p < P; p++)
             __builtin_prefetch(weight + (P + p) * apart + j * width);
 #pragma GCC unroll 16
