@@ -1,27 +1,38 @@
 // One level: all kernels, compiled for instructions that not every processor has. `DSPARK_LEVEL` is
-// its name; the flags beside it say which instructions (build.py).
+// its name; the flags beside it say which instructions (compiling.py).
 #include "choice.h"
 #include "layers.h"
 
 namespace dspark::DSPARK_LEVEL {
 
-// Multiplications on registers alone, ten sums side by side so that none waits for another.
+// Sums side by side, so many that none waits for another; sixteen registers hold twelve and more.
+constexpr int AT_ONCE = DSPARK_BYTES == 32 ? 12 : 20;
+#if defined(__x86_64__)
+#define IN_A_REGISTER "+v"
+#else
+#define IN_A_REGISTER "+w"
+#endif
+
+// Multiplications and additions on registers alone. The compiler is kept from knowing the operand,
+// or it would multiply once for all sums.
 template <class W>
 double multiplied(long rounds) {
     using Do = Product<W>;
-    alignas(64) W weights[64] = {};
-    typename Do::Input inputs[Do::STEP] = {};
-    typename Do::Sum sums[10] = {};
-    const typename Do::Operand w = Do::weights(weights, 0);
+    alignas(64) const W weights[64] = {};
+    const typename Do::Input inputs[Do::STEP] = {};
+    typename Do::Sum sums[AT_ONCE] = {};
+    typename Do::Operand x = Do::input(inputs, 0), w = Do::weights(weights, 0);
     for (long round = 0; round < rounds; round++) {
-        typename Do::Operand x = Do::input(inputs, 0);
-        asm volatile("" : "+m"(inputs));
-#pragma GCC unroll 10
-        for (int i = 0; i < 10; i++) sums[i] = Do::add(sums[i], x, w);
+#pragma GCC unroll 20
+        for (int i = 0; i < AT_ONCE; i++) {
+            asm volatile("" : IN_A_REGISTER(x));
+            sums[i] = Do::add(sums[i], x, w);
+        }
     }
     volatile float keep = 0;
-    for (int i = 0; i < 10; i++) keep = keep + static_cast<float>(sums[i][0]);
-    return 2.0 * 10 * LANES * (Do::STEP / Do::PARTS) * rounds;
+#pragma GCC unroll 20  // a place known only at run time would keep the sums in memory
+    for (int i = 0; i < AT_ONCE; i++) keep = keep + static_cast<float>(sums[i][0]);
+    return 2.0 * AT_ONCE * LANES * (Do::STEP / Do::PARTS) * rounds;
 }
 
 double peak(int is_bf16, long rounds) {
