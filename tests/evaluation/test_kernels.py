@@ -74,6 +74,14 @@ def test_attention_is_one_forwards(level: str) -> None:
         assert not written[:, :26].any()
 
 
+@pytest.mark.parametrize("level", native.usable()[1:])
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+def test_a_peak_counts_its_rounds(level: str, dtype: str, small: None) -> None:
+    peak = kernels.Peak(level, dtype)
+    assert peak._work(peak._is_bf16, 30) == 3 * peak._work(peak._is_bf16, 10) > 0
+    assert peak.gflop_s() > 0
+
+
 def made(times: dict[tuple[Any, ...], float], **changed: Any) -> dict[str, Any]:
     found = NOTHING | {"peaks": [], "products": [], "attention": []} | changed
     kernels.add_rows(found, times, "bfloat16", 20.0, 2.0)
