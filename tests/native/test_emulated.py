@@ -1,6 +1,7 @@
 """`check.cpp`: every level's kernels against plain sums, here and on processors that are emulated.
 
-The emulators are Debian's qemu-user, and g++-aarch64-linux-gnu compiles for 64-bit ARM.
+The emulators are Debian's qemu-user, and g++-aarch64-linux-gnu compiles for 64-bit ARM. With
+DSPARK_KEEP_EMULATED=results/kernels_aarch64.txt what the emulated ARM processor says is kept.
 """
 
 from __future__ import annotations

@@ -45,9 +45,10 @@ def command(
 
     Beside them what the machine can do at most: reading memory, and arithmetic on registers.
 
-    The target's weights are not needed, only its shapes. PyTorch takes the best instructions of
-    the processor, whatever level of ours it stands beside: hold it down for a fair comparison with
-    a lower one.
+    The target's weights are not needed, only its shapes. Let nothing else run meanwhile.
+
+    PyTorch takes the best instructions of the processor, whatever level of ours it stands beside:
+    a fair comparison with a lower one holds it down too, as in the second example.
 
     Examples:
 
