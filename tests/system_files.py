@@ -40,6 +40,47 @@ SYSTEM: dict[str, tuple[str, dict[str, Any]]] = {
             "shares": [{"name": "matrix products", "share": 0.72}, {"name": "rest", "share": 0.28}],
         },
     ),
+    "kernels.json": (
+        "dspark.kernels/1",
+        {
+            "target": "tiny-target",
+            "threads": 2,
+            "repeats": 7,
+            "levels": ["torch", "avx2", "avx512_bf16"],
+            "read_gb_s": 20.0,
+            "peaks": [
+                {"level": "avx2", "dtype": "bfloat16", "gflop_s": 100.0},
+                {"level": "avx512_bf16", "dtype": "bfloat16", "gflop_s": 500.0},
+            ],
+            "products": [
+                {
+                    "level": level,
+                    "dtype": "bfloat16",
+                    "rows": rows,
+                    "ms": 10.0 * rows**0.5,
+                    "gb_s": 15.0,
+                    "gflop_s": 15.0 * rows**0.5,
+                    "flop_per_byte": 1.0 * rows,
+                    "memory": 0.75,
+                    "arithmetic": None,
+                    "of_torch": 1.0,
+                }
+                for level in ("torch", "avx2", "avx512_bf16")
+                for rows in (1, 6, 64)
+            ],
+            "attention": [],
+            "summary": [
+                {
+                    "level": "avx512_bf16",
+                    "dtype": "bfloat16",
+                    "what": "6 rows / 1 row",
+                    "value": 2.449,
+                    "asked": "at most 1.6",
+                    "met": False,
+                }
+            ],
+        },
+    ),
     "audit.json": (
         "dspark.audit/1",
         {

@@ -44,6 +44,7 @@ PICTURES = {
     "load.png",
     "peers.png",
     "cost.png",
+    "kernels.png",
     "runs.png",
 }
 

@@ -20,6 +20,7 @@ from system_files import SYSTEM, write_system
 PARTS = (
     system.costs,
     system.floors,
+    system.kernels,
     system.overheads,
     system.audits,
     system.soaks,
@@ -80,6 +81,14 @@ def test_floors(results: Results) -> None:
     assert rows(blocks, 1)[0]["matrix products"][0] == "72.0%"
 
 
+def test_kernels(results: Results) -> None:
+    blocks = system.kernels(results)
+    assert isinstance(blocks[0], Picture)
+    assert blocks[0].file == "kernels.png"
+    (row,) = rows(blocks)
+    assert (row["level"][0], row["measured"][0], row["met"][0]) == ("avx512_bf16", "2.45", "no")
+
+
 def test_overheads(results: Results) -> None:
     (row,) = rows(system.overheads(results))
     assert row["overhead"] == ("5.4%", "1.5% to 9.4%")
@@ -124,6 +133,7 @@ def test_profiles(results: Results) -> None:
         ("cost.json", {"verify": [[1, -1.0]]}),
         ("cost.json", {"draft": [[1, 0.1], [1, 0.2]]}),
         ("audit.json", {"greedy": None}),
+        ("kernels.json", {"products": []}),
         ("soak_fuzz.json", {"rows": [{"endpoint": "GET /"}]}),
     ],
 )

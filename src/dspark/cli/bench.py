@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dspark.cli import bench_floor, bench_head, bench_load, bench_peers, bench_serve
+from dspark.cli import bench_floor, bench_head, bench_kernels, bench_load, bench_peers, bench_serve
 
 HELP = """Measure speed on this machine.
 
@@ -22,6 +22,7 @@ def _group() -> None: ...  # makes `head` a sub-verb even while it is the only o
 
 app.command("floor")(bench_floor.command)
 app.command("head")(bench_head.command)
+app.command("kernels")(bench_kernels.command)
 app.command("load")(bench_load.command)
 app.command("peers")(bench_peers.command)
 app.command("serve")(bench_serve.command)

@@ -27,6 +27,7 @@ from dspark.cli.common import (
     find_drafter,
     load_models,
     passing_bar,
+    positive_numbers,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -105,8 +106,8 @@ def command(
     from dspark.evaluation import load
     from dspark.models.target import portable_name
 
-    levels = [load.Load(users=int(n)) for n in _numbers(users, "--users", whole=True)]
-    levels += [load.Load(rate=rate) for rate in _numbers(rates, "--rates")]
+    levels = [load.Load(users=int(n)) for n in positive_numbers(users, "--users", whole=True)]
+    levels += [load.Load(rate=rate) for rate in positive_numbers(rates, "--rates")]
     names = [name.strip() for name in policies.split(",") if name.strip()]
     if not levels or not names:
         raise ConfigError("There is nothing to measure", fix="Name --users or --rates, --policies")
@@ -168,25 +169,6 @@ def _measured(levels: Sequence[Load], *, ways: Sequence[_Way], **how: Any) -> li
 
         rows = load.run(ways=ways, levels=levels, on_slice=show, **how)
     return [row | way.fields for row, way in zip(rows, cycle(ways), strict=False)]
-
-
-def _numbers(text: str, option: str, whole: bool = False) -> list[float]:
-    """Positive numbers separated by commas.
-
-    Raises:
-        ConfigError: one is none.
-    """
-    found = []
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            value = float(int(word)) if whole else float(word)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < float("inf"):
-            kind = "whole numbers" if whole else "numbers"
-            raise ConfigError(f"{option} takes {kind} above 0", found=word, fix="Write 1,4,16")
-        found.append(value)
-    return found
 
 
 def _others(named: Sequence[str], target: Target) -> list[_Way]:

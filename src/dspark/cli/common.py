@@ -166,6 +166,25 @@ def check_writable(path: Path) -> None:
         raise DataError(f"cannot write {path}", found=found, fix="Choose another place")
 
 
+def positive_numbers(text: str, option: str, whole: bool = False) -> list[float]:
+    """The numbers of an option, separated by commas.
+
+    Raises:
+        ConfigError: one is none.
+    """
+    found = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            value = float(int(word)) if whole else float(word)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            kind = "whole numbers" if whole else "numbers"
+            raise ConfigError(f"{option} takes {kind} above 0", found=word, fix="Write 1,4,16")
+        found.append(value)
+    return found
+
+
 def passing_bar(auto_refresh: bool = True) -> Progress:
     """A bar on standard error that goes away when the work is done.
 

@@ -19,7 +19,14 @@ from dspark import native
 from dspark.artifacts import cache_dir, cpu_model, read_artifact, write_artifact
 from dspark.errors import DataError, DSparkError
 from dspark.models.family import TargetSpec
-from dspark.models.products import Products, Shape, all_shapes, count_weights, layer_shapes
+from dspark.models.products import (
+    Shape,
+    all_shapes,
+    by_level,
+    count_weights,
+    layer_shapes,
+    sample,
+)
 from dspark.native import compiling
 from dspark.native.levels import SWITCH
 
@@ -140,23 +147,15 @@ def measure(spec: TargetSpec) -> dict[str, tuple[float, ...]]:
     Levels take turns in each repeat, so drift of the machine's speed falls on all alike; the
     fastest of the repeats counts, which a neighbour on the machine disturbs least.
     """
-    layer = layer_shapes(spec)
-    parts = -(-count_weights(layer) // SAMPLE)  # of large layers some outputs stand for all
-    layer = [(max(outputs // parts, 1), inputs) for outputs, inputs in layer]
-    layers = max(1, min(spec.num_layers, SAMPLE // count_weights(layer)))
-    scale = count_weights(all_shapes(spec)) / (layers * count_weights(layer))
+    shapes, scale = sample(spec, SAMPLE)
     ms: dict[str, tuple[float, ...]] = {}
     for dtype in DTYPES:
-        ms |= _of_dtype(layer * layers, dtype, scale)
+        ms |= _of_dtype(shapes, dtype, scale)
     return ms
 
 
 def _of_dtype(shapes: Sequence[Shape], dtype: str, scale: float) -> dict[str, tuple[float, ...]]:
-    torch_dtype, levels = getattr(torch, dtype), native.usable()
-    ways = {native.TORCH: Products(shapes, torch_dtype, native.TORCH)}
-    if len(levels) > 1:
-        ours = Products(shapes, torch_dtype, levels[-1])
-        ways |= dict.fromkeys(levels[1:], ours)
+    ways = by_level(shapes, getattr(torch, dtype), native.usable())
     best: dict[tuple[str, int], float] = {}
     for repeat in range(REPEATS + 1):
         for rows in ROWS:

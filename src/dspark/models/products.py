@@ -6,7 +6,8 @@ and number types apart without a model being loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 
 import torch
@@ -35,6 +36,37 @@ def all_shapes(spec: TargetSpec) -> list[Shape]:
     return layer_shapes(spec) * spec.num_layers + [(spec.vocab_size, spec.hidden_size)]
 
 
+def sample(spec: TargetSpec, most: int) -> tuple[list[Shape], float]:
+    """Products to time in place of all of a forward's, and how many times their weights all are.
+
+    Args:
+        most: weights to time. Where all are more, some layers stand for the rest and for the head,
+            and of layers larger than that some outputs for the others.
+    """
+    whole, layer = all_shapes(spec), layer_shapes(spec)
+    if count_weights(whole) <= most:
+        return whole, 1.0
+    parts = -(-count_weights(layer) // most)
+    layer = [(max(outputs // parts, 1), inputs) for outputs, inputs in layer]
+    shapes = layer * max(1, min(spec.num_layers, most // count_weights(layer)))
+    return shapes, count_weights(whole) / count_weights(shapes)
+
+
+@contextmanager
+def on_level(level: str) -> Iterator[None]:
+    """Lets a kernel level serve inside the block, and the one of before afterwards.
+
+    Raises:
+        ConfigError: it does not run here.
+    """
+    before = native.current()
+    native.use(level)
+    try:
+        yield
+    finally:
+        native.use(before)
+
+
 class Products:
     """Products of these shapes, each with a weight of its own, laid out as a level wants it.
 
@@ -48,15 +80,11 @@ class Products:
     def __init__(
         self, shapes: Sequence[Shape], dtype: torch.dtype, level: str, eight_bits: bool = False
     ) -> None:
-        before = native.current()
-        native.use(level)
-        try:
+        with on_level(level):
             self.linears = [
                 PackedLinear(torch.full(shape, 0.01, dtype=dtype), eight_bits=eight_bits)
                 for shape in shapes
             ]
-        finally:
-            native.use(before)
         self.dtype, self.level = dtype, level
         self._inputs: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -68,12 +96,22 @@ class Products:
             if (rows, size) not in self._inputs:
                 self._inputs[rows, size] = torch.full((rows, size), 0.01, dtype=self.dtype)
         inputs = {size: self._inputs[rows, size] for size in sizes}
-        before = native.current()
-        native.use(level)
-        try:
+        with on_level(level):
             start = perf_counter()
             for linear in self.linears:
                 linear(inputs[linear.in_features])
             return perf_counter() - start
-        finally:
-            native.use(before)
+
+
+def by_level(
+    shapes: Sequence[Shape], dtype: torch.dtype, levels: Sequence[str]
+) -> dict[str, Products]:
+    """Products of each of these levels; ours share one layout of the weights."""
+    ours = [level for level in levels if level != native.TORCH]
+    shared = Products(shapes, dtype, ours[-1]) if ours else None
+    return {
+        level: shared
+        if shared is not None and level != native.TORCH
+        else Products(shapes, dtype, native.TORCH)
+        for level in levels
+    }

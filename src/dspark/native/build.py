@@ -34,7 +34,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         _warn(
             f"The processor kernels could not be compiled with {compiler}, so decoding is slower: "
-            f"{_reason(error)}"
+            f"{compiling.reason(error)}"
         )
         return None
 
@@ -77,13 +77,6 @@ def _kept(compiler: str) -> ctypes.CDLL:
         return load(path)
     finally:
         lock.release()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.TimeoutExpired):
-        return f"it took longer than {error.timeout:.0f} seconds"
-    output = getattr(error, "stderr", None) or str(error)
-    return " ".join(output.split())[:300]
 
 
 def _warn(text: str) -> None:

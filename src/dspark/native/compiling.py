@@ -104,6 +104,14 @@ def compile_library(compiler: str, out: Path, kind: str | None = None) -> list[s
     return made
 
 
+def reason(error: Exception) -> str:
+    """Why `compile_library` failed, in one line."""
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"it took longer than {error.timeout:.0f} seconds"
+    output = getattr(error, "stderr", None) or str(error)
+    return " ".join(output.split())[:300]
+
+
 def content_hash(library: Path) -> str:
     """What lies beside a library, since opening half of one ends the process."""
     return hashlib.sha256(library.read_bytes()).hexdigest()

@@ -1,5 +1,5 @@
 // One level: all kernels, compiled for instructions that not every processor has. `DSPARK_LEVEL` is
-// its name; the flags beside it say which instructions (build.py).
+// its name; the flags beside it say which instructions (compiling.py).
 #include "choice.h"
 #include "layers.h"
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "peers": "dspark bench peers --gguf MODEL.gguf --json results/peers.json",
     "cost": "dspark profile --json results/cost.json",
     "floor": "dspark bench floor --json results/floor.json",
+    "kernels": "dspark bench kernels --json results/kernels.json",
     "serve_overhead": "dspark bench serve --json results/serve_overhead.json",
     "audit": "dspark audit --policy fixed:5 --json results/audit.json",
     "soak": "make soak",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dspark.reporting import cost_plot
+from dspark.reporting import cost_plot, roofline
 from dspark.reporting.evidence import COMMANDS
 from dspark.reporting.load import Results
 from dspark.reporting.page import Block, Missing, Picture, numbered
@@ -15,6 +15,7 @@ from dspark.reporting.system_records import (
     Audit,
     Cost,
     Floor,
+    Kernels,
     ServeOverhead,
     Share,
     SoakEngine,
@@ -86,6 +87,28 @@ def _shares(some: Sequence[tuple[str, Sequence[Share]]]) -> Table | None:
         rows.append(texts([file, *(by_name.get(name, NOTHING) for name in names)]))
     title = "Where a plain step's processor time goes"
     return Table(title, ["file", *names], rows) if names else None
+
+
+def kernels(results: Results) -> list[Block]:
+    """Rooflines of the kernel levels, and what is asked of each."""
+    blocks, rows = list[Block](), []
+    for place, (file, record) in enumerate(results.of(Kernels), 1):
+        caption = (
+            f"{file}, {results.machine(file) or NOTHING}, {record.target}: speed of a forward's "
+            f"matrix products at each kernel level, from few rows (left) to many. The thick line "
+            f"is what reading memory allows, then what arithmetic on registers allows; thin level "
+            f"lines are the arithmetic of lower levels."
+        )
+        picture = roofline.picture(record)
+        blocks.append(Picture(numbered("kernels", place), picture, caption))
+        for line in record.summary:
+            names = [*_origin(results, file), line.level, line.dtype, line.what]
+            met = Cell("yes" if line.met else "no", strong=not line.met)
+            rows.append([*texts([*names, line.asked, number(line.value)]), met])
+    if rows:
+        head = ["file", "machine", "level", "dtype", "what", "asked", "measured", "met"]
+        blocks.append(Table("What is asked of the kernels", head, rows, names=6))
+    return blocks or [Missing("No kernels were measured.", COMMANDS["kernels"])]
 
 
 def overheads(results: Results) -> list[Block]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from dspark.reporting.records import UNKNOWN, Interval, Number, Record
 from dspark.tables.cost import CostKey, CostTable, Points, rising
@@ -52,6 +52,54 @@ class Floor(Record):
     step_ms: Number
     ratio: Number
     shares: list[Share]
+
+
+# ---------------------------------------------------------------------------- dspark.kernels/1
+
+
+class LevelPeak(Record):
+    """A kernel level's arithmetic on registers."""
+
+    level: str
+    dtype: str
+    gflop_s: Number
+
+
+class LevelProducts(Record):
+    """A forward's matrix products at one kernel level; speed against PyTorch's, where it ran."""
+
+    level: str
+    dtype: str
+    rows: int
+    ms: Number
+    gflop_s: Number
+    flop_per_byte: Number
+    memory: Number
+    arithmetic: Number = math.nan
+    of_torch: Number = math.nan
+
+
+class Asked(Record):
+    """What is asked of a level and type, and what it does."""
+
+    level: str
+    dtype: str
+    what: str
+    value: Number
+    asked: str
+    met: bool
+
+
+class Kernels(Record):
+    """Schema dspark.kernels/1."""
+
+    target: str
+    threads: int
+    levels: list[str]
+    read_gb_s: Number
+    peaks: list[LevelPeak]
+    products: Annotated[list[LevelProducts], Field(min_length=1)]
+    summary: list[Asked]
 
 
 # ------------------------------------------------------------------------------ dspark.audit/1
