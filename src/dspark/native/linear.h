@@ -19,7 +19,7 @@ constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1
 constexpr int MOST_ROWS = 6;
 constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1; }
 #endif
-constexpr long AHEAD = 1024;  // bytes asked for early: more than processors do by themselves
+constexpr long AHEAD = DSPARK_BYTES == 64 ? 2048 : 4096;  // bytes asked for early, by measurement
 constexpr int FIRST = 4;      // steps of the next tile asked for early: it begins on new pages
 
 // W: type of the weight, T: of residual and result.
