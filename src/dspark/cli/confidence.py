@@ -102,8 +102,8 @@ def command(
     )
     prompts = choose_prompts(sources, excluded, seed=seed, only=kept)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
-    weights = folder / WEIGHTS
-    sha256 = sha256_file(weights)
+    file = folder / WEIGHTS
+    sha256 = sha256_file(file)
     table = load_calibration(folder, sha256)
     identity = {"drafter": sha256, "target": target, "dtype": model.precision}
     parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
@@ -129,12 +129,12 @@ def command(
         except KeyboardInterrupt:
             bar.print("finished answers are kept; run again to resume")
             raise
-    record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, weights])
+    record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, file])
     if table is not None:  # before the head, since a table without entries goes with any
         table.greedy_only().save(folder / CALIBRATION, record)
     about = {name: value for name, value in result.items() if name != "positions"}
     notes = {"about": json.dumps(about), "provenance": json.dumps(record)}
-    path = save_informed(head, folder, weights, notes)
+    path = save_informed(head, folder, file, notes)
     if json_file is not None:
         write_artifact(json_file, confidence.SCHEMA, result, record)
     shutil.rmtree(parts, ignore_errors=True)

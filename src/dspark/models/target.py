@@ -23,7 +23,7 @@ from dspark.errors import CheckpointError, RequestError
 from dspark.models.attention import CachedAttention, PackedAttention
 from dspark.models.choice import choose
 from dspark.models.default_target import resolve_target
-from dspark.models.family import TargetSpec, spec_from_config, text_config
+from dspark.models.family import TargetSpec, rope_theta, spec_from_config
 from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.layers import PackedLinear
 from dspark.models.lean import LeanModel
@@ -335,13 +335,6 @@ def _loading(name: str | Path) -> Iterator[str | Path]:
             fix="Give a known name (smollm2-135m), a folder with config.json, safetensors and "
             "tokenizer, or a Hugging Face id",
         ) from error
-
-
-def rope_theta(config: Any) -> float:
-    """Base of the rotary frequencies (the full-attention layers' where there are two)."""
-    parameters = getattr(text_config(config), "rope_parameters", None) or {}
-    table = parameters.get("full_attention", parameters)
-    return float(table.get("rope_theta", 10_000.0)) if isinstance(table, dict) else 10_000.0
 
 
 def portable_name(name: str) -> str:
