@@ -11,6 +11,7 @@ from dspark import native
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.cli import serve
+from dspark.evaluation import floor
 from dspark.models.checkpoint import save_drafter
 from dspark.models.target import load_target
 from fakes import tiny_target_folder
@@ -80,6 +81,21 @@ def test_a_demo_names_the_weights(
     assert "float32+int8" in capfd.readouterr().out
     found = read_artifact(tmp_path / "demo.json", "dspark.demo/1")
     assert (found["dtype"], found["identical_texts"]) == ("float32+int8", 1)
+
+
+@needs_kernels
+def test_the_floor_is_that_of_the_bytes_read(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(floor, "BUFFER", 2**20)
+    sizes = []
+    for weights in ("same", "int8"):
+        file = tmp_path / f"{weights}.json"
+        command = ["bench", "floor", "--target", str(home / "target"), "--dtype", "float32"]
+        command += ["--weights", weights, "--steps", "4", "--json", str(file)]
+        assert cli.main(command) == 0
+        sizes.append(read_artifact(file, floor.SCHEMA)["weight_mib"])
+    assert sizes[0] == pytest.approx(4 * sizes[1], rel=0.1)
 
 
 @needs_kernels

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from dspark import native
 from dspark.core import SamplingParams
-from dspark.data.responses import Response
-from dspark.errors import DataError
+from dspark.data.responses import Response, check_vocabulary
 from dspark.evaluation.cells import load_contender
 from dspark.evaluation.peers import OnAnswer, Peer, drafted_peer, plain_peer
 from dspark.evaluation.peers import run as take_turns
 from dspark.models.products import on_level
-from dspark.models.target import LeanTarget, Target, load_target
+from dspark.models.target import LeanTarget, load_target
 from dspark.models.weights import INT8, SAME
 
 SCHEMA = "dspark.weights/1"
@@ -82,7 +81,7 @@ def compare(
     Raises:
         DataError: answers belong to another target.
     """
-    _check_vocabulary(answers, full.target)
+    check_vocabulary(answers, full.target.spec.vocab_size)
     loss, sums, tokens = [0.0, 0.0], [0.0, 0.0], 0
     for done, answer in enumerate(answers, 1):
         with torch.inference_mode():
@@ -108,16 +107,6 @@ def compare(
         "same_choice": round(sums[0] / tokens, 5),
         "mean_kl": round(sums[1] / tokens, 7),
     }
-
-
-def _check_vocabulary(answers: Sequence[Response], target: Target) -> None:
-    highest = max(int(max(a.prompt_ids.max(), a.response_ids.max())) for a in answers)
-    if highest >= target.spec.vocab_size:
-        raise DataError(
-            "The answers belong to another target",
-            found=f"token {highest}, vocabulary {target.spec.vocab_size}",
-            fix="Make answers with this target: `dspark regenerate`",
-        )
 
 
 def _states(kept: Kept, answer: Response) -> Tensor:
