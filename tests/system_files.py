@@ -40,6 +40,30 @@ SYSTEM: dict[str, tuple[str, dict[str, Any]]] = {
             "shares": [{"name": "matrix products", "share": 0.72}, {"name": "rest", "share": 0.28}],
         },
     ),
+    "weights.json": (
+        "dspark.weights/1",
+        {
+            "target": "tiny-target",
+            "dtype": "bfloat16",
+            "threads": 2,
+            "answers": 40,
+            "tokens": 9000,
+            "same": {"kernels": "avx2", "weights_mib": 256.5, "perplexity": 3.25},
+            "int8": {"kernels": "avx2", "weights_mib": 129.5, "perplexity": 3.27},
+            "same_choice": 0.9712,
+            "mean_kl": 0.0021,
+            "max_new_tokens": 128,
+            "rows": [
+                {"label": "same off", "tokens_per_s": 60.0, "tokens_per_s_ci": [58.0, 61.0]},
+                {
+                    "label": "int8 + dspark auto",
+                    "tokens_per_s": 130.0,
+                    "tokens_per_s_ci": [120.0, 140.0],
+                    "accepted_length": 2.5,
+                },
+            ],
+        },
+    ),
     "kernels.json": (
         "dspark.kernels/1",
         {

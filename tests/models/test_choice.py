@@ -30,7 +30,7 @@ MS = {
 def measured(tmp_cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts measurements, which find `MS`."""
     calls: list[int] = []
-    monkeypatch.setattr(choice, "measure", lambda spec: calls.append(1) or MS)
+    monkeypatch.setattr(choice, "measure", lambda spec, eight_bits=False: calls.append(1) or MS)
     monkeypatch.delenv("DSPARK_KERNELS", raising=False)
     return calls
 

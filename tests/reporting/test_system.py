@@ -21,6 +21,7 @@ PARTS = (
     system.costs,
     system.floors,
     system.kernels,
+    system.weights,
     system.overheads,
     system.audits,
     system.soaks,
@@ -79,6 +80,14 @@ def test_floors(results: Results) -> None:
     assert (row["floor, ms"][0], row["step, ms"][0]) == ("4.65", "13.84")
     assert row["step over floor"][0] == "2.98"
     assert rows(blocks, 1)[0]["matrix products"][0] == "72.0%"
+
+
+def test_weights(results: Results) -> None:
+    blocks = system.weights(results)
+    (row,) = rows(blocks)
+    assert [row[name][0] for name in ("MiB", "MiB, int8")] == ["256.5", "129.5"]
+    assert row["likeliest token the same"][0] == "97.12%"
+    assert [one["accepted_length"][0] for one in rows(blocks, 1)] == ["–", "2.50"]
 
 
 def test_kernels(results: Results) -> None:

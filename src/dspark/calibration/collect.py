@@ -62,7 +62,7 @@ def about(target: Target, drafter: Drafter, params: SamplingParams) -> dict[str,
     return {
         "target": target.name,
         "drafter": drafter.config.kind,
-        "dtype": target.dtype_name,
+        "dtype": target.precision,
         "temperature": params.temperature,
         "top_p": params.top_p,
         "top_k": params.top_k,

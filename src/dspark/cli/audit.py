@@ -14,11 +14,13 @@ from rich.table import Table
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     PolicyOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     check_writable,
     load_models,
 )
@@ -42,6 +44,7 @@ def command(
     slots: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings here (dspark.audit/1).")
@@ -49,6 +52,7 @@ def command(
 ) -> None:
     """Check that drafts change neither greedy text nor the distribution, and that seeds hold.
 
+    Drafted decoding is compared with plain decoding of the same target, with the same weights.
     Exit code 0: nothing is lost. 1: something is. 3: too little was drafted to tell, or the
     distribution test could not have seen a total-variation distance of 0.05. Without --policy whole
     blocks are verified, where there is most to lose. Adaptive policies, auto too, draft little for
@@ -71,7 +75,7 @@ def command(
     from dspark.evaluation import audit
 
     prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ids = [model.encode_messages(p.messages) for p in spread(prompts, limit)]
     plan = audit.Plan(ids, max_new_tokens, max_new_tokens, samples, slots)
     console = Console(file=sys.stderr, highlight=False)
@@ -92,7 +96,8 @@ def command(
 
 def _shown(found: dict[str, Any]) -> Table:
     title = f"{found['target']}, {found['drafter']}, {found['policy']}, {found['dtype']}"
-    table = Table(title=escape(title), caption=f"verdict: {found['verdict']}")
+    verdict = f"verdict: {found['verdict']}, against {found['against']}"
+    table = Table(title=escape(title), caption=escape(verdict))
     for heading in ("check", "outcome", "figures"):
         table.add_column(heading)
     greedy, drawn, seeds = found["greedy"], found["distribution"], found["seeds"]

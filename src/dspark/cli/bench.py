@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from dspark.cli import bench_floor, bench_head, bench_kernels, bench_load, bench_peers, bench_serve
+from dspark.cli import (
+    bench_floor,
+    bench_head,
+    bench_kernels,
+    bench_load,
+    bench_peers,
+    bench_serve,
+    bench_weights,
+)
 
 HELP = """Measure speed on this machine.
 
@@ -26,3 +34,4 @@ app.command("kernels")(bench_kernels.command)
 app.command("load")(bench_load.command)
 app.command("peers")(bench_peers.command)
 app.command("serve")(bench_serve.command)
+app.command("weights")(bench_weights.command)

@@ -11,9 +11,11 @@ from rich.markup import escape
 
 from dspark.cli.common import (
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DtypeOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     check_writable,
     load_models,
 )
@@ -27,6 +29,7 @@ def command(
     ] = "Explain why the sky is blue.",
     steps: Annotated[int, typer.Option(min=4, help="Steps to time.")] = 60,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.floor/1).")
@@ -49,16 +52,16 @@ def command(
     from dspark.evaluation import floor
     from dspark.models.target import portable_name
 
-    model, _ = load_models(target, "none", dtype, threads)
+    model, _ = load_models(target, "none", dtype, threads, weights)
     found = floor.measure(model, model.encode(prompt), steps)
     console = Console(highlight=False)
     console.print(
-        f"{escape(target)}, {model.dtype_name}: a step takes {found['step_ms']:.1f} ms, "
+        f"{escape(target)}, {model.precision}: a step takes {found['step_ms']:.1f} ms, "
         f"{found['ratio']:.2f} times the floor of {found['floor_ms']:.1f} ms "
         f"({found['weight_mib']:.0f} MiB of weights at {found['read_gb_s']:.1f} GB/s)"
     )
     for row in found["shares"]:
         console.print(f"{row['share']:6.1%}  {row['name']}")
     if json_file is not None:
-        result = {"target": portable_name(target), "dtype": model.dtype_name, **found}
+        result = {"target": portable_name(target), "dtype": model.precision, **found}
         write_artifact(json_file, floor.SCHEMA, result, provenance("dspark bench floor", {}, []))

@@ -14,10 +14,12 @@ from dspark.artifacts import provenance, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DtypeOption,
     PromptsOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     check_writable,
     find_drafter,
     load_models,
@@ -37,6 +39,7 @@ def command(
         int, typer.Option(min=3, help="Rounds with and without each head, while prompts last.")
     ] = 200,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.head_cost/1).")
@@ -63,8 +66,8 @@ def command(
     prompts = spread_prompts(data)
     rows, used = [], dtype
     for name in names:
-        model, draft_model = load_models(target, name, dtype, threads)
-        used = model.dtype_name
+        model, draft_model = load_models(target, name, dtype, threads, weights)
+        used = model.precision
         ids = [model.encode_messages(prompt.messages) for prompt in prompts]
         row = head_cost.measure(model, draft_model, ids, rounds)
         rows.append({"drafter": Path(name).name if Path(name).is_dir() else name, **row})

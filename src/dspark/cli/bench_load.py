@@ -16,6 +16,7 @@ from rich.table import Table
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     PromptsOption,
@@ -23,6 +24,7 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     TimedAnswerOption,
+    WeightsOption,
     check_writable,
     find_drafter,
     load_models,
@@ -80,6 +82,7 @@ def command(
     max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of order and arrivals.")] = 0,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.load/1).")
@@ -113,7 +116,7 @@ def command(
         raise ConfigError("There is nothing to measure", fix="Name --users or --rates, --policies")
     prompts = spread_prompts(data)
     params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ways = [_Way(drafter, name, draft_model) for name in names]
     ways += _others(against or [], model)
     ids = [model.encode_messages(p.messages) for p in prompts]
@@ -145,7 +148,7 @@ def command(
         facts = {
             "target": portable_name(target),
             **ways[0].fields,
-            "dtype": model.dtype_name,
+            "dtype": model.precision,
             "temperature": temperature,
             "max_new_tokens": max_new_tokens,
             "seconds": seconds,

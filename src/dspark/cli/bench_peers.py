@@ -12,11 +12,13 @@ from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DraftersOption,
     DtypeOption,
     PromptsOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     check_writable,
     load_models,
     named_drafters,
@@ -54,6 +56,7 @@ def command(
         str | None, typer.Option(help="Address of a llama.cpp server that runs the target.")
     ] = None,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.peers/1).")
@@ -84,7 +87,7 @@ def command(
     if llama_server is not None:
         llama_cpp.check_url(llama_server)  # before a model is loaded
     prompts = spread_prompts(data, limit)
-    model, _ = load_models(target, "none", dtype, threads)
+    model, _ = load_models(target, "none", dtype, threads, weights)
     ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
     others = [llama_cpp.bindings(gguf, model, room, _threads()), llama_cpp.server(llama_server)]
@@ -92,7 +95,7 @@ def command(
     rows = _run(model, found, ids, SamplingParams(max_new_tokens=max_new_tokens))
     facts = {
         "target": portable_name(target),
-        "dtype": model.dtype_name,
+        "dtype": model.precision,
         "threads": _threads(),
         "max_new_tokens": max_new_tokens,
         "llama": "; ".join(peer.note for peer in found if peer.note) or None,

@@ -10,6 +10,7 @@ import typer
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -18,6 +19,7 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     TimedAnswerOption,
+    WeightsOption,
     check_writable,
     find_drafter,
     load_models,
@@ -46,6 +48,7 @@ def command(
     max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts' order.")] = 0,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None,
@@ -76,7 +79,7 @@ def command(
     from dspark.models.target import portable_name
 
     conversations = [prompt.messages for prompt in spread_prompts(data)]
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     policy = policy or _default_policy(draft_model)
     longest = max(len(model.encode_messages(messages)) for messages in conversations)
     bare, served = (
@@ -103,7 +106,7 @@ def command(
             "drafter": portable_name(drafter),
             "kind": None if draft_model is None else draft_model.config.kind,
             "policy": bare.policy.name,
-            "dtype": model.dtype_name,
+            "dtype": model.precision,
             "threads": torch.get_num_threads(),
             "users": users,
             "max_new_tokens": max_new_tokens,

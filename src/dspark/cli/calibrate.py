@@ -16,6 +16,7 @@ from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
@@ -24,6 +25,7 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
     check_writable,
     find_drafter,
     load_models,
@@ -62,6 +64,7 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Decides order of prompts and draws.")] = 0,
     slots: SlotsOption = 32,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Judge the table that is there; fit nothing.")
@@ -103,10 +106,11 @@ def command(
     sources, excluded = [[find_data(name) for name in names] for names in (data, exclude or [])]
     prompts = choose_prompts(sources, excluded, limit, seed)
     identity = {"drafter": home.sha256, "target": target, "dtype": dtype}
+    identity |= {} if weights == DEFAULT_WEIGHTS else {"weights": weights}
     identity |= {"confidence": sha256_file(home.head)} if home.head else {}
     part = collect.part_file(prompts, params, seed, **identity)
     check_writable(part)
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     with _Bar(rounds) as bar:
         try:
             entry, result = calibrate.run(

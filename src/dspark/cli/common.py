@@ -48,6 +48,15 @@ DtypeOption = Annotated[
         "first two, measured once on this machine.",
     ),
 ]
+DEFAULT_WEIGHTS = "same"
+WeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        help="The target's weights: same (as --dtype says), or int8: eight bits, each row rounded "
+        "with a scale of its own, on a processor.",
+    ),
+]
 TopPOption = Annotated[
     float, typer.Option("--top-p", help="Smallest set of tokens with this mass; 1 keeps all.")
 ]
@@ -212,11 +221,14 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # type: ignore[no-untyped-def]
+def load_models(  # type: ignore[no-untyped-def]
+    target: str, drafter: str, dtype: str, threads: int | None, weights: str = DEFAULT_WEIGHTS
+):
     """The target and, unless ``drafter`` is "none", its drafter, ready to run.
 
     Raises:
-        CheckpointError, IncompatibleDrafterError: see ``load_target`` and ``load_drafter``.
+        ConfigError, CheckpointError, IncompatibleDrafterError: see ``load_target`` and
+            ``load_drafter``.
     """
     import torch
 
@@ -228,7 +240,7 @@ def load_models(target: str, drafter: str, dtype: str, threads: int | None):  # 
     if target not in KNOWN_TARGETS:
         resolve_target(target)  # a wrong target is the first thing to hear about
     folder = find_drafter(drafter, target)
-    model = load_target(target, dtype, best_device())
+    model = load_target(target, dtype, best_device(), weights)
     if folder is None:
         return model, None
     return model, load_drafter(folder, model, dtype=drafting_dtype(model))

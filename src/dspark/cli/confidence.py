@@ -16,6 +16,7 @@ from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
@@ -24,6 +25,7 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
     check_writable,
     find_drafter,
     load_models,
@@ -56,6 +58,7 @@ def command(
     seed: Annotated[int, typer.Option(min=0, help="Decides prompts, draws, first weights.")] = 0,
     slots: SlotsOption = 32,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None,
@@ -98,11 +101,11 @@ def command(
         [find_data(name) for name in names or []] for names in (data, only, exclude)
     )
     prompts = choose_prompts(sources, excluded, seed=seed, only=kept)
-    model, draft_model = load_models(target, drafter, dtype, threads)
-    weights = folder / WEIGHTS
-    sha256 = sha256_file(weights)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
+    file = folder / WEIGHTS
+    sha256 = sha256_file(file)
     table = load_calibration(folder, sha256)
-    identity = {"drafter": sha256, "target": target, "dtype": model.dtype_name}
+    identity = {"drafter": sha256, "target": target, "dtype": model.precision}
     parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
     with passing_bar() as bar:
         task = bar.add_task("starting", total=rounds)
@@ -126,12 +129,12 @@ def command(
         except KeyboardInterrupt:
             bar.print("finished answers are kept; run again to resume")
             raise
-    record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, weights])
+    record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, file])
     if table is not None:  # before the head, since a table without entries goes with any
         table.greedy_only().save(folder / CALIBRATION, record)
     about = {name: value for name, value in result.items() if name != "positions"}
     notes = {"about": json.dumps(about), "provenance": json.dumps(record)}
-    path = save_informed(head, folder, weights, notes)
+    path = save_informed(head, folder, file, notes)
     if json_file is not None:
         write_artifact(json_file, confidence.SCHEMA, result, record)
     shutil.rmtree(parts, ignore_errors=True)

@@ -17,12 +17,14 @@ from dspark.artifacts import provenance, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
     PolicyOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     check_writable,
     load_models,
     passing_bar,
@@ -70,6 +72,7 @@ def command(
     ] = None,
     policy: PolicyOption = None,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only the table.")] = False,
     json_file: Annotated[
@@ -112,7 +115,7 @@ def command(
     params = SamplingParams(
         temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
     )
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     module = None
     if compare:
         from dspark.models.target import load_module

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from dspark.cli.common import (
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DraftersOption,
     DtypeOption,
     LongestAnswerOption,
@@ -24,6 +25,7 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
     check_writable,
     load_models,
     named_drafters,
@@ -64,6 +66,7 @@ def command(
         str | None, typer.Option(help="What the run is about, for the report: a free word.")
     ] = None,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write every round here, JSON lines (dspark.trace/1).")
@@ -102,7 +105,7 @@ def command(
     places = named_drafters(drafter, target)
     record = provenance("dspark eval", {"seed": seed}, [*files, *(at for _, at in places)])
     rounds = None if trace is None else TraceFile(trace, record)
-    model, _ = load_models(target, "none", dtype, threads)
+    model, _ = load_models(target, "none", dtype, threads, weights)
     contenders = [load_contender(folder, model, label, policy, slots) for label, folder in places]
     cells = None if json_file is None else json_file.with_name(f"{json_file.name}.cells.jsonl")
     with _Bar() as bar:

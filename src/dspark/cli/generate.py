@@ -12,6 +12,7 @@ import typer
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
@@ -20,6 +21,7 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    WeightsOption,
     load_models,
 )
 from dspark.core import SamplingParams
@@ -40,6 +42,7 @@ def command(
     max_new_tokens: LongestAnswerOption = 256,
     policy: PolicyOption = None,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
@@ -62,7 +65,7 @@ def command(
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ids = model.encode(prompt, raw=raw)
     room = min(len(ids) + max_new_tokens, model.max_positions)
     engine = Engine(model, draft_model, policy, slots=1, max_len=room)

@@ -15,10 +15,12 @@ from rich.table import Table
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     check_writable,
     find_drafter,
     load_models,
@@ -42,6 +44,7 @@ def command(
         bool, typer.Option("--thorough", help="All repeats, however long they take.")
     ] = False,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     json_file: Annotated[
         Path | None,
@@ -73,7 +76,7 @@ def command(
     from dspark.engine.tables import cost_key, default_path
     from dspark.profiling.costs import measure
 
-    model, draft_model = load_models(target, drafter, dtype, threads)
+    model, draft_model = load_models(target, drafter, dtype, threads, weights)
     key = cost_key(model, draft_model)
     with Progress(
         BarColumn(bar_width=24),

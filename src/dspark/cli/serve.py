@@ -12,12 +12,14 @@ import typer
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
+    DEFAULT_WEIGHTS,
     DrafterOption,
     DtypeOption,
     PolicyOption,
     SlotsOption,
     TargetOption,
     ThreadsOption,
+    WeightsOption,
     load_models,
     serving_packages,
 )
@@ -77,6 +79,7 @@ def command(
         int, typer.Option(min=100, help="Rounds that drift is measured over.")
     ] = Settings.drift_window,
     dtype: DtypeOption = DEFAULT_DTYPE,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")
@@ -139,7 +142,9 @@ def command(
         drift_window=drift_window,
     )
     with bind(host, port) as listening:
-        model, draft_model = load_models(target, drafter, dtype, threads)
+        model, draft_model = load_models(target, drafter, dtype, threads, weights)
+        if weights != DEFAULT_WEIGHTS:
+            _note(f"{settings.model} runs in {model.precision}; answers are those of its rounding")
         ours = Engine(model, draft_model, policy, slots=slots, max_len=max_len)
         app = create_app(ours, settings, _calibration(ours))
         url = url_of(listening)

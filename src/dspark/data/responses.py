@@ -196,6 +196,21 @@ def split_held_out(
     return train, held_out
 
 
+def check_vocabulary(responses: Iterable[Response], vocab_size: int) -> None:
+    """Refuse answers with tokens that a target does not have.
+
+    Raises:
+        DataError: naming the highest of them.
+    """
+    highest = max(int(max(r.prompt_ids.max(), r.response_ids.max())) for r in responses)
+    if highest >= vocab_size:
+        raise DataError(
+            "The answers belong to another target",
+            found=f"token {highest}, vocabulary {vocab_size}",
+            fix="Make answers with this target: `dspark regenerate`",
+        )
+
+
 def token_frequencies(responses: Iterable[Response], vocab_size: int) -> NDArray[np.int64]:
     """How often each token occurs in the responses (prompts not counted).
 

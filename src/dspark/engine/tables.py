@@ -48,7 +48,7 @@ def cost_key(target: Target, drafter: Drafter) -> CostKey:
         machine=torch.cuda.get_device_name(target.device) if cuda else cpu_model(),
         threads=torch.get_num_threads(),
         target=portable_name(target.name),
-        dtype=target.dtype_name,
+        dtype=target.precision,
         drafter=drafter.sha256,
         kernels=kernel_level(target.device),
     )

@@ -28,6 +28,7 @@ from dspark.engine.stats import accepted_length
 from dspark.evaluation.answers import difference
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
+from dspark.models.weights import SAME
 
 SCHEMA = "dspark.audit/1"
 # Two best logits closer than this may change places by rounding alone: an absolute gap in float32,
@@ -211,12 +212,19 @@ def run(
         "target": target.name,
         "drafter": drafter.config.kind,
         "policy": build(drafter).policy.name,
-        "dtype": target.dtype_name,
+        "dtype": target.precision,
+        "against": _against(target),
         "verdict": "lossy" if failed else "undecided" if unsure else "lossless",
         "greedy": greedy,
         "distribution": distribution,
         "seeds": seeds,
     }
+
+
+def _against(target: Target) -> str:
+    """What the verdict compares drafted decoding with."""
+    own = "" if target.weights == SAME else f" with the same {target.weights} weights"
+    return f"plain decoding{own}"
 
 
 def _greedy(target: Target, plain: Engine, drafted: Engine, plan: Plan) -> dict[str, Any]:

@@ -261,7 +261,7 @@ def shared_fields(target: Target, settings: Settings) -> dict[str, Any]:
     """What all cells of a run have in common."""
     return {
         "target": portable_name(target.name),
-        "dtype": target.dtype_name,
+        "dtype": target.precision,
         "threads": torch.get_num_threads(),
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,

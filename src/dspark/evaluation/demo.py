@@ -175,7 +175,7 @@ def summary(
     result: dict[str, Any] = {
         "target": target.name,
         "drafter": drafter.config.kind,
-        "dtype": target.dtype_name,
+        "dtype": target.precision,
         "threads": torch.get_num_threads(),
         "temperature": params.temperature,
         "max_new_tokens": params.max_new_tokens,

@@ -18,6 +18,7 @@ from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
 from dspark.models.family import TargetSpec
 from dspark.models.target import Target
+from dspark.models.weights import INT8
 
 SCHEMA = "dspark.floor/1"
 BUFFER = 2**30  # bytes read to measure the rate; far beyond any cache
@@ -63,7 +64,7 @@ def measure(target: Target, prompt_ids: Sequence[int], steps: int) -> dict[str, 
         engine.step()
         own.append(perf_counter() - middle)
         read.append(middle - start)
-    size = weight_bytes(target.spec, target.dtype.itemsize)
+    size = weight_bytes(target.spec, 1 if target.weights == INT8 else target.dtype.itemsize)
     floor_ms = 1e3 * size / (BUFFER / median(read))
     step_ms = 1e3 * median(own)
     return {

@@ -27,6 +27,7 @@ from dspark.models.products import (
     layer_shapes,
     sample,
 )
+from dspark.models.weights import INT8, SAME
 from dspark.native import compiling
 from dspark.native.levels import SWITCH
 
@@ -60,13 +61,16 @@ class Choice:
     reason: str
 
 
-def choose(spec: TargetSpec, dtype: str = "auto", device: str = "cpu") -> Choice:
+def choose(
+    spec: TargetSpec, dtype: str = "auto", device: str = "cpu", weights: str = SAME
+) -> Choice:
     """The fastest level and type for a target, from the cache folder or measured now.
 
     Args:
         spec: of the target.
         dtype: a type that is wanted anyway, or "auto".
         device: where the target will run.
+        weights: what it keeps its weights in; of eight bits only our levels have products.
     """
     if torch.device(device).type != "cpu":
         given = "bfloat16" if dtype == "auto" else dtype
@@ -77,7 +81,7 @@ def choose(spec: TargetSpec, dtype: str = "auto", device: str = "cpu") -> Choice
         level = native.forced() or native.usable()[-1]
         given = _plain_dtype(level) if dtype == "auto" else dtype
         return Choice(level, given, {}, "too small to measure")
-    return _best(_kept(spec), spec, dtype)
+    return _best(_kept(spec, weights), spec, dtype)
 
 
 def _plain_dtype(level: str) -> str:
@@ -104,21 +108,21 @@ def _best(ms: dict[str, tuple[float, ...]], spec: TargetSpec, dtype: str) -> Cho
     return Choice(level, chosen, ms, f"{reason}: {'; '.join(asked) or 'the fastest measured here'}")
 
 
-def _kept(spec: TargetSpec) -> dict[str, tuple[float, ...]]:
+def _kept(spec: TargetSpec, weights: str) -> dict[str, tuple[float, ...]]:
     """Measured times of this target on this machine, from the cache folder where it has them."""
-    key = _key(spec)
+    key = _key(spec, weights)
     path = _path(key)
     with suppress(DataError, KeyError, TypeError, ValueError, AttributeError):
         content = read_artifact(path, SCHEMA)
         if content["key"] == key:
             return {str(name): tuple(map(float, times)) for name, times in content["ms"].items()}
-    ms = measure(spec)
+    ms = measure(spec, weights == INT8)
     with suppress(DSparkError):  # measured again next time, then
         write_artifact(path, SCHEMA, {"key": key, "ms": ms})
     return ms
 
 
-def _key(spec: TargetSpec) -> dict[str, Any]:
+def _key(spec: TargetSpec, weights: str) -> dict[str, Any]:
     """What measured times belong to."""
     return {
         "machine": cpu_model(),
@@ -128,34 +132,42 @@ def _key(spec: TargetSpec) -> dict[str, Any]:
         "torch": torch.__version__,
         "shapes": [list(shape) for shape in (*layer_shapes(spec), _head(spec))],
         "layers": spec.num_layers,
+        **({} if weights == SAME else {"weights": weights}),
     }
 
 
 def _path(key: dict[str, Any]) -> Path:
     (outputs, inputs), threads = key["shapes"][-1], key["threads"]
-    name = f"{outputs}x{inputs}-{key['layers']}-{threads}-{len(key['levels'])}.json"
-    return cache_dir() / "choice" / name
+    parts = [f"{outputs}x{inputs}", key["layers"], threads, len(key["levels"])]
+    parts += [key["weights"]] if "weights" in key else []
+    return cache_dir() / "choice" / f"{'-'.join(map(str, parts))}.json"
 
 
 def _head(spec: TargetSpec) -> Shape:
     return spec.vocab_size, spec.hidden_size
 
 
-def measure(spec: TargetSpec) -> dict[str, tuple[float, ...]]:
+def measure(spec: TargetSpec, eight_bits: bool = False) -> dict[str, tuple[float, ...]]:
     """Milliseconds of a forward's products with each of `ROWS`, by level and type.
 
     Levels take turns in each repeat, so drift of the machine's speed falls on all alike; the
     fastest of the repeats counts, which a neighbour on the machine disturbs least.
+
+    Args:
+        eight_bits: of weights; PyTorch's level is left out then.
     """
     shapes, scale = sample(spec, SAMPLE)
     ms: dict[str, tuple[float, ...]] = {}
     for dtype in DTYPES:
-        ms |= _of_dtype(shapes, dtype, scale)
+        ms |= _of_dtype(shapes, dtype, scale, eight_bits)
     return ms
 
 
-def _of_dtype(shapes: Sequence[Shape], dtype: str, scale: float) -> dict[str, tuple[float, ...]]:
-    ways = by_level(shapes, getattr(torch, dtype), native.usable())
+def _of_dtype(
+    shapes: Sequence[Shape], dtype: str, scale: float, eight_bits: bool
+) -> dict[str, tuple[float, ...]]:
+    levels = native.usable()[1:] if eight_bits else native.usable()
+    ways = by_level(shapes, getattr(torch, dtype), levels, eight_bits)
     best: dict[tuple[str, int], float] = {}
     for repeat in range(REPEATS + 1):
         for rows in ROWS:

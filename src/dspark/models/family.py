@@ -112,6 +112,13 @@ def spec_from_config(config: Any) -> TargetSpec:
     )
 
 
+def rope_theta(config: Any) -> float:
+    """Base of the rotary frequencies (the full-attention layers' where there are two)."""
+    parameters = getattr(text_config(config), "rope_parameters", None) or {}
+    table = parameters.get("full_attention", parameters)
+    return float(table.get("rope_theta", 10_000.0)) if isinstance(table, dict) else 10_000.0
+
+
 def rope_tables(rotary: nn.Module, spec: TargetSpec) -> dict[str, RopeTable]:
     """Rotary tables by layer type, taken from the Hugging Face module so that every scaling
     scheme it knows (linear, llama3, yarn, …) carries over."""

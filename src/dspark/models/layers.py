@@ -67,6 +67,11 @@ class PackedLinear(nn.Module):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
         self.weight = weight
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weight takes as it is laid out."""
+        return self.weight.nbytes if self.packed is None else self.packed.nbytes
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [..., in] → [..., out]; ``residual`` [..., out] is added in the same pass."""
         if self.packed is not None:

@@ -38,25 +38,25 @@ def _apply_norm(norm: RMSNorm, x: Tensor) -> Tensor:
     return norm(x.float()).to(x.dtype)
 
 
-def _fuse(*linears: Any) -> PackedLinear:
+def _fuse(eight_bits: bool, *linears: Any) -> PackedLinear:
     """Several projections of one input as one product."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [linear.bias for linear in linears]
     bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
-    return PackedLinear(weight, bias)
+    return PackedLinear(weight, bias, eight_bits)
 
 
 class LeanLayer(nn.Module):
     """One decoder layer, built from the matching Hugging Face layer."""
 
-    def __init__(self, layer: Any, spec: TargetSpec) -> None:
+    def __init__(self, layer: Any, spec: TargetSpec, eight_bits: bool = False) -> None:
         super().__init__()
         self.spec = spec
         attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = _fuse(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = PackedLinear(attention.o_proj.weight, attention.o_proj.bias)
-        self.gate_up = _fuse(mlp.gate_proj, mlp.up_proj)
-        self.down = PackedLinear(mlp.down_proj.weight, mlp.down_proj.bias)
+        self.qkv = _fuse(eight_bits, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = PackedLinear(attention.o_proj.weight, attention.o_proj.bias, eight_bits)
+        self.gate_up = _fuse(eight_bits, mlp.gate_proj, mlp.up_proj)
+        self.down = PackedLinear(mlp.down_proj.weight, mlp.down_proj.bias, eight_bits)
         self.norm_in = _norm(layer.input_layernorm, spec)
         if spec.sandwich_norms:
             self.norm_attention_out = _norm(layer.post_attention_layernorm, spec)
@@ -126,13 +126,14 @@ class LeanModel(nn.Module):
         module: the Hugging Face base model (``model.model``); its weights are re-laid, so it can
             be dropped afterwards.
         spec: the target's facts; ``spec.is_lean`` must hold.
+        eight_bits: keep the weights of all products in bytes (``PackedLinear``).
     """
 
-    def __init__(self, module: Any, spec: TargetSpec) -> None:
+    def __init__(self, module: Any, spec: TargetSpec, eight_bits: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.embedding = module.embed_tokens.weight.detach()
-        self.layers = nn.ModuleList(LeanLayer(layer, spec) for layer in module.layers)
+        self.layers = nn.ModuleList(LeanLayer(layer, spec, eight_bits) for layer in module.layers)
         self.norm = _norm(module.norm, spec)
         uniform = not spec.sandwich_norms and len(set(spec.layer_types)) == 1
         parts = [layer.parts() for layer in self.layers] if uniform else []  # type: ignore[operator]

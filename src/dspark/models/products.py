@@ -104,11 +104,15 @@ class Products:
 
 
 def by_level(
-    shapes: Sequence[Shape], dtype: torch.dtype, levels: Sequence[str]
+    shapes: Sequence[Shape], dtype: torch.dtype, levels: Sequence[str], eight_bits: bool = False
 ) -> dict[str, Products]:
-    """Products of each of these levels; ours share one layout of the weights."""
+    """Products of each of these levels; ours share one layout of the weights.
+
+    Args:
+        eight_bits: of weights; only our levels have products of them.
+    """
     ours = [level for level in levels if level != native.TORCH]
-    shared = Products(shapes, dtype, ours[-1]) if ours else None
+    shared = Products(shapes, dtype, ours[-1], eight_bits) if ours else None
     return {
         level: shared
         if shared is not None and level != native.TORCH

@@ -23,10 +23,11 @@ from dspark.errors import CheckpointError, RequestError
 from dspark.models.attention import CachedAttention, PackedAttention
 from dspark.models.choice import choose
 from dspark.models.default_target import resolve_target
-from dspark.models.family import TargetSpec, spec_from_config, text_config
+from dspark.models.family import TargetSpec, rope_theta, spec_from_config
 from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.layers import PackedLinear
 from dspark.models.lean import LeanModel
+from dspark.models.weights import INT8, SAME, check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,7 +42,8 @@ class Target(ABC):
         stop_ids: tokens that end an answer.
         head_bias: [V] added to the logits, where the head has one.
         rope_theta: base of the rotary frequencies; drafters take it over.
-        dtype, device: of weights and caches.
+        dtype, device: of embedding, arithmetic and caches.
+        weights: what the products' weights are kept as (``models.weights``).
     """
 
     def __init__(
@@ -52,11 +54,17 @@ class Target(ABC):
         self.head_bias: Tensor | None = None
         self.dtype: torch.dtype = torch.float32
         self.device = torch.device("cpu")
+        self.weights = SAME
 
     @property
     def dtype_name(self) -> str:
         """The number type as options name it."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def precision(self) -> str:
+        """`dtype_name`, with the weights' own where they are another, as in bfloat16+int8."""
+        return self.dtype_name if self.weights == SAME else f"{self.dtype_name}+{self.weights}"
 
     @abstractmethod
     def new_cache(self, slots: int, max_len: int) -> Any:
@@ -160,13 +168,22 @@ class LeanTarget(Target):
         tokenizer: Any,
         stop_ids: frozenset[int],
         module: Any,
+        weights: str = SAME,
     ) -> None:
         super().__init__(name, spec, tokenizer, stop_ids)
+        self.weights, eight_bits = weights, weights == INT8
         head = module.get_output_embeddings().weight.detach()
         self.dtype, self.device = head.dtype, head.device
         # Checkpoints that also take pictures keep the text decoder one level deeper.
-        self.model = LeanModel(getattr(module.model, "language_model", module.model), spec)
-        self._head_weight, self._head = head, PackedLinear(head)
+        decoder = getattr(module.model, "language_model", module.model)
+        self.model = LeanModel(decoder, spec, eight_bits)
+        self._head_weight, self._head = head, PackedLinear(head, eight_bits=eight_bits)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights that a step reads: all products', the head's among them."""
+        linears = [m for m in self.model.modules() if isinstance(m, PackedLinear)]
+        return sum(linear.nbytes for linear in (*linears, self._head))
 
     @property
     def head_weight(self) -> Tensor:
@@ -230,7 +247,9 @@ def pick_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_target(name: str | Path, dtype: str = "auto", device: str = "cpu") -> Target:
+def load_target(
+    name: str | Path, dtype: str = "auto", device: str = "cpu", weights: str = SAME
+) -> Target:
     """Load a target by known name, local folder or Hugging Face id.
 
     On a processor the kernel level that is the fastest for it serves from then on
@@ -238,9 +257,11 @@ def load_target(name: str | Path, dtype: str = "auto", device: str = "cpu") -> T
 
     Args:
         dtype: of weights and arithmetic; "auto" is the fastest of bfloat16 and float32 here.
+        weights: "int8" keeps those of the products in eight bits (``models.weights``).
 
     Raises:
         CheckpointError: when nothing loadable is found, or files are damaged.
+        ConfigError: weights of eight bits are not served for it here.
     """
     from dspark.models.hf_target import HFTarget
 
@@ -249,14 +270,19 @@ def load_target(name: str | Path, dtype: str = "auto", device: str = "cpu") -> T
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype != "auto":
         pick_dtype(dtype)
-    choice = choose(load_spec(name), dtype, device)
+    spec = load_spec(name)
+    check_weights(weights, spec, dtype, device)
+    choice = choose(spec, dtype, device, weights)
     if choice.level:
         native.use(choice.level)
     module, tokenizer = load_module(name, choice.dtype, device)
     spec = spec_from_config(module.config)
     stop_ids = find_stop_ids(module, tokenizer)
-    kind: Any = LeanTarget if spec.is_lean and hasattr(module, "model") else HFTarget
-    target: Target = kind(str(name), spec, tokenizer, stop_ids, module)
+    target: Target
+    if spec.is_lean and hasattr(module, "model"):
+        target = LeanTarget(str(name), spec, tokenizer, stop_ids, module, weights)
+    else:
+        target = HFTarget(str(name), spec, tokenizer, stop_ids, module)
     target.rope_theta = rope_theta(module.config)
     return target
 
@@ -309,13 +335,6 @@ def _loading(name: str | Path) -> Iterator[str | Path]:
             fix="Give a known name (smollm2-135m), a folder with config.json, safetensors and "
             "tokenizer, or a Hugging Face id",
         ) from error
-
-
-def rope_theta(config: Any) -> float:
-    """Base of the rotary frequencies (the full-attention layers' where there are two)."""
-    parameters = getattr(text_config(config), "rope_parameters", None) or {}
-    table = parameters.get("full_attention", parameters)
-    return float(table.get("rope_theta", 10_000.0)) if isinstance(table, dict) else 10_000.0
 
 
 def portable_name(name: str) -> str:

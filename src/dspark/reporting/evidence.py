@@ -32,6 +32,8 @@ COMMANDS = {
     "cost": "dspark profile --json results/cost.json",
     "floor": "dspark bench floor --json results/floor.json",
     "kernels": "dspark bench kernels --json results/kernels.json",
+    "weights": "dspark bench weights --data HELDOUT.jsonl --drafter dspark "
+    "--json results/weights.json",
     "serve_overhead": "dspark bench serve --json results/serve_overhead.json",
     "audit": "dspark audit --policy fixed:5 --json results/audit.json",
     "soak": "make soak",

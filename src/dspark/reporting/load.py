@@ -37,6 +37,7 @@ from dspark.reporting.system_records import (
     SoakKills,
     SoakServer,
     TrainProfile,
+    Weights,
 )
 
 Kind = TypeVar("Kind", bound=Record)
@@ -52,6 +53,7 @@ SCHEMAS: dict[str, type[Record]] = {
     "dspark.cost/1": Cost,
     "dspark.floor/1": Floor,
     "dspark.kernels/1": Kernels,
+    "dspark.weights/1": Weights,
     "dspark.audit/1": Audit,
     "dspark.serve_overhead/1": ServeOverhead,
     "dspark.soak_engine/1": SoakEngine,

@@ -52,6 +52,7 @@ def sections(evidence: Evidence) -> list[Section]:
         Section("Cost of a step", system.costs(evidence.results)),
         Section("Memory floor", system.floors(evidence.results)),
         Section("Kernels", system.kernels(evidence.results)),
+        Section("Weights of eight bits", system.weights(evidence.results)),
         Section("Cost of HTTP", system.overheads(evidence.results)),
         Section("Losslessness", system.audits(evidence.results)),
         Section("Soak", system.soaks(evidence.results)),

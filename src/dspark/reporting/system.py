@@ -23,6 +23,7 @@ from dspark.reporting.system_records import (
     SoakKills,
     SoakServer,
     TrainProfile,
+    Weights,
 )
 from dspark.reporting.tables import NOTHING, Cell, Table, interval, number, texts
 
@@ -109,6 +110,32 @@ def kernels(results: Results) -> list[Block]:
         head = ["file", "machine", "level", "dtype", "what", "asked", "measured", "met"]
         blocks.append(Table("What is asked of the kernels", head, rows, names=6))
     return blocks or [Missing("No kernels were measured.", COMMANDS["kernels"])]
+
+
+def weights(results: Results) -> list[Block]:
+    """Targets with weights of eight bits beside their own: predictions, and speeds."""
+    rows, speeds = [], []
+    for file, record in results.of(Weights):
+        names = [*_origin(results, file), record.target, record.dtype]
+        figures = [str(record.tokens)]
+        for kind in (record.same, record.int8):
+            figures += [number(kind.weights_mib, ".1f"), number(kind.perplexity, ".4f")]
+        figures += [number(record.same_choice, ".2%"), number(record.mean_kl, ".5f")]
+        rows.append(texts([*names, *figures]))
+        for row in record.rows:
+            speed = Cell(number(row.tokens_per_s, ".1f"), interval(row.tokens_per_s_ci, ".1f"))
+            length = number(row.accepted_length)
+            speeds.append([*texts([*names, row.label]), speed, *texts([length])])
+    if not rows:
+        return [Missing("No weights of eight bits were measured.", COMMANDS["weights"])]
+    head = ["file", "machine", "target", "dtype"]
+    more = ["tokens", "MiB", "perplexity", "MiB, int8", "perplexity, int8"]
+    more += ["likeliest token the same", "mean KL, nats"]
+    blocks: list[Block] = [Table("Predictions with both weights", [*head, *more], rows, names=4)]
+    if speeds:
+        more = ["weights, drafter, policy", "tokens/s", "accepted_length"]
+        blocks.append(Table("Speed with both weights", [*head, *more], speeds, names=5))
+    return blocks
 
 
 def overheads(results: Results) -> list[Block]:

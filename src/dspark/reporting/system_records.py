@@ -54,6 +54,38 @@ class Floor(Record):
     shares: list[Share]
 
 
+# ---------------------------------------------------------------------------- dspark.weights/1
+
+
+class KeptWeights(Record):
+    """What one kind of weights takes and predicts."""
+
+    weights_mib: Number
+    perplexity: Number
+
+
+class WeightsRow(Record):
+    """A way to answer, timed."""
+
+    label: str
+    tokens_per_s: Number = math.nan
+    tokens_per_s_ci: Interval = UNKNOWN
+    accepted_length: Number = math.nan
+
+
+class Weights(Record):
+    """Schema dspark.weights/1."""
+
+    target: str
+    dtype: str
+    tokens: int
+    same: KeptWeights
+    int8: KeptWeights
+    same_choice: Number
+    mean_kl: Number
+    rows: list[WeightsRow]
+
+
 # ---------------------------------------------------------------------------- dspark.kernels/1
 
 

@@ -12,6 +12,7 @@ import torch
 from dspark.config import DrafterSection, TrainConfig
 from dspark.data.responses import (
     Response,
+    check_vocabulary,
     draft_vocabulary,
     load_responses,
     split_held_out,
@@ -62,13 +63,7 @@ def load_data(config: TrainConfig, target: Target) -> tuple[list[Response], list
             found=f"{len(responses)} answers, {len(held_out)} of them held out",
             fix="Make more with `dspark regenerate`, or lower data.held_out_share",
         )
-    highest = max(int(max(r.prompt_ids.max(), r.response_ids.max())) for r in responses)
-    if highest >= target.spec.vocab_size:
-        raise DataError(
-            "The answers belong to another target",
-            found=f"token {highest}, vocabulary {target.spec.vocab_size}",
-            fix="Make answers with this target: `dspark regenerate`",
-        )
+    check_vocabulary(responses, target.spec.vocab_size)
     return train, held_out
 
 
