@@ -8,14 +8,14 @@ import pytest
 
 from dspark import native
 
+NONE = pytest.param("", marks=pytest.mark.skip("no C++ compiler on this machine"))
 
-@pytest.fixture(
-    params=native.usable()[:0:-1]
-    or [pytest.param("", marks=pytest.mark.skip("no C++ compiler on this machine"))]
-)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The level that serves during a test."""
+
+@pytest.fixture(params=native.usable()[:0:-1] or [NONE])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The level that serves during a test, whatever is loaded."""
     before = native.current()
+    monkeypatch.setenv("DSPARK_KERNELS", request.param)
     native.use(request.param)
     yield request.param
     native.use(before)

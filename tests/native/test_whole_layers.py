@@ -52,9 +52,11 @@ def test_a_stack_is_its_layers_one_by_one(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_without_kernels_the_numbers_are_the_same(tmp_path: Path, family: str) -> None:
+def test_without_kernels_the_numbers_are_the_same(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with_kernels = outputs(target(tmp_path, family))
-    native.use(native.TORCH)
+    monkeypatch.setenv("DSPARK_KERNELS", native.TORCH)
     bare = target(tmp_path, family)
     assert bare.model.stack is None
     for one, other in zip(with_kernels, outputs(bare), strict=True):
