@@ -27,20 +27,58 @@ inline void add_products(floats& sum, const float* a, const float* b, long size)
     for (long i = 0; i < size; i += LANES) sum += load(a + i) * load(b + i);
 }
 
+#if defined(__AVX512BF16__)
+using WideQuery = bf16;  // as it is
+
 inline void add_products(floats& sum, const bf16* a, const bf16* b, long size) {
     long i = 0;
-#if defined(__AVX512BF16__)
     for (; i + 2 * LANES <= size; i += 2 * LANES)
         sum = bits_of<floats>(_mm512_dpbf16_ps(bits_of<__m512>(sum),
                                                bits_of<__m512bh>(_mm512_loadu_si512(a + i)),
                                                bits_of<__m512bh>(_mm512_loadu_si512(b + i))));
-#endif
     for (; i < size; i += LANES) sum += load(a + i) * load(b + i);
+}
+#else
+using WideQuery = float;  // widened once: of each two vectors the even numbers, then the odd ones
+
+inline void add_products(floats& sum, const float* q, const bf16* k, long size) {
+    long i = 0;
+    for (; i + 2 * LANES <= size; i += 2 * LANES) {
+        words pairs;
+        std::memcpy(&pairs, k + i, sizeof pairs);
+        sum += load(q + i) * bits_of<floats>(pairs << 16);
+        sum += load(q + i + LANES) * bits_of<floats>(pairs & 0xffff0000u);
+    }
+    for (; i < size; i += LANES) sum += load(q + i) * load(k + i);
+}
+#endif
+
+inline const float* query(const float* q, long, long) { return q; }
+
+// `count` queries as keys of bfloat16 are multiplied with them.
+inline const WideQuery* query(const bf16* q, [[maybe_unused]] long count,
+                              [[maybe_unused]] long size) {
+#if defined(__AVX512BF16__)
+    return q;
+#else
+    float* wide = scratch<float>(QUERY, count * size);
+    for (long g = 0; g < count; g++, q += size) {
+        float* to = wide + g * size;
+        long i = 0;
+        for (; i + 2 * LANES <= size; i += 2 * LANES)
+            for (long lane = 0; lane < LANES; lane++) {
+                to[i + lane] = bits_of<float>(uint32_t(q[i + 2 * lane].bits) << 16);
+                to[i + LANES + lane] = bits_of<float>(uint32_t(q[i + 2 * lane + 1].bits) << 16);
+            }
+        for (; i < size; i += LANES) store(to + i, load(q + i));
+    }
+    return wide;
+#endif
 }
 
 // Scores of one query with a vector of keys that follow each other; those past `count` are -inf.
-template <class T>
-inline floats scores_of(const T* q, const T* keys, long count, long size, float scale) {
+template <class Q, class T>
+inline floats scores_of(const Q* q, const T* keys, long count, long size, float scale) {
     floats sums[LANES] = {};
     if (count >= LANES) {
 #pragma GCC unroll 16
@@ -103,7 +141,7 @@ void attend(const Attention<T>& job, long row, long head, long count) {
     const long start = ((job.slots[row] * job.kv_heads + kv_head) * job.max_len + first) * size;
     const long stride = (length + LANES - 1) / LANES * LANES;
     float* scores = scratch<float>(SCORES, count * stride);
-    const T* q = job.q + row * job.q_stride + head * size;
+    const auto* q = query(job.q + row * job.q_stride + head * size, count, size);
     for (long i = 0; i < length; i += LANES)
         for (long g = 0; g < count; g++)
             store(&scores[g * stride + i],

@@ -12,7 +12,7 @@ namespace dspark::DSPARK_LEVEL {
 
 constexpr long SMALL = 1 << 16;  // multiplications that are not worth a second thread
 
-enum Use { WIDE_INPUT, SCALES, SCORES, LAYER };
+enum Use { WIDE_INPUT, SCALES, SCORES, LAYER, QUERY };
 
 inline double now() {
     timespec t;

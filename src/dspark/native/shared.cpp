@@ -197,7 +197,7 @@ Pool& the_pool() {
 // -------------------------------------------------------------------------------------- memory
 
 struct Memory {
-    static constexpr int USES = 4;
+    static constexpr int USES = 5;
     void* parts[USES] = {};
     long sizes[USES] = {};
     ~Memory() {
