@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dspark.artifacts import read_artifact
+from dspark import native
 from dspark.cli import main as cli
 from dspark.cli.bench_load import never_worse_lines
 from fakes import write_jsonl
@@ -129,9 +130,28 @@ def test_peers(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert str(home) not in file.read_text()
 
 
+def test_peers_at_kernel_levels(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": n, "prompt": f"count {n}"} for n in "ab"]
+    levels = dict.fromkeys([native.TORCH, native.usable()[-1]])
+    line = ["bench", "peers", "--target", str(home / "target"), "--dtype", "float32"]
+    line += ["--data", str(write_jsonl(tmp_path / "p.jsonl", rows)), "--max-new-tokens", "4"]
+    line += ["--drafter", str(home / "run" / "drafter"), "--threads", "1"]
+    before = native.current()
+    file = tmp_path / "peers.json"
+    assert cli.main([*line, "--levels", ",".join(levels), "--json", str(file)]) == 0
+    rows = read_artifact(file, "dspark.peers/1")["rows"]
+    names = [row["peer"] for row in rows if row["peer"].startswith("dspark at")]
+    assert names == [f"dspark at {level}" for level in levels for _ in range(2)]
+    assert all(row["equal_texts"] == 1.0 for row in rows if row["peer"] in names)
+    assert native.current() == before
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["peers", "--levels", "avx3"], "no such kernel level here"),
         (["peers", "--limit", "1"], "--limit"),
         (["peers", "--drafter", "none"], "without a drafter"),
         (["peers", "--policy", "off", "--policy", "off"], "2 for 1 drafters"),

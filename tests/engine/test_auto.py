@@ -24,7 +24,7 @@ from dspark.core import (
 )
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.adaptive_policies import Causal
-from dspark.engine.auto import FIRST_TRY, LAST_TRY, PLAIN_EVERY, TRY_STEPS, Auto
+from dspark.engine.auto import FIRST_TRY, LAST_TRY, MOST_TRIED, PLAIN_EVERY, TRY_STEPS, Auto
 from dspark.engine.policies import Off
 from dspark.engine.scheduler import parse_policy
 from dspark.engine.step_times import PAIRS, StepTimes
@@ -138,6 +138,16 @@ def test_a_new_request_of_a_useless_drafter_is_not_drafted_for_again() -> None:
         assert policy.wants(Batch([], [young])) == [False]
     other = Request(2000, [7], SamplingParams(temperature=1.0), output_ids=[8])
     assert policy.wants(Batch([], [other])) == [True]  # another way of sampling
+
+
+@pytest.mark.parametrize("count", [3, 9, 32])
+def test_a_try_of_many_requests_drafts_for_a_few(count: int) -> None:
+    """What they show stands for all; and whoever keeps a length keeps it."""
+    policy = Auto(tables(row_ms=0.05), K)
+    course = Course(policy, nothing, requests=batch(*[GREEDY] * count).decode)
+    course.run(400)
+    tried = [sum(policy.wants(Batch([], course.requests))) for _ in range(2 * LAST_TRY)]
+    assert 0 < max(tried) <= min(2 * MOST_TRIED, count)
 
 
 def test_drafts_that_get_better_are_found_again() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +32,8 @@ from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.core import SamplingParams
-    from dspark.evaluation.peers import Peer
+    from dspark.evaluation.answers import Answer
+    from dspark.evaluation.peers import Ask, Peer
     from dspark.models.target import Target
 
 
@@ -55,6 +59,13 @@ def command(
     llama_server: Annotated[
         str | None, typer.Option(help="Address of a llama.cpp server that runs the target.")
     ] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="Kernel levels to run this engine at as well, separated by commas; torch is "
+            "PyTorch's own operations."
+        ),
+    ] = None,
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
@@ -71,12 +82,15 @@ def command(
 
         dspark bench peers --limit 20 --json results/peers.json
 
+        dspark bench peers --limit 12 --levels torch,avx2,avx512
+
         dspark bench peers --drafter dspark --drafter mtp --policy fixed:4 --policy fixed:1
         --gguf model-q8_0.gguf --llama-server http://127.0.0.1:8080
     """
     if json_file is not None:
         check_writable(json_file)
     places = named_drafters(drafter, target)
+    at_levels = _levels(levels or "")
     policies = _policies(policy or [], len(places))
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
@@ -91,7 +105,10 @@ def command(
     ids = [model.encode_messages(p.messages) for p in prompts]
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
     others = [llama_cpp.bindings(gguf, model, room, _threads()), llama_cpp.server(llama_server)]
-    found = [*_own(model, places, policies, room), *_transformers(target, model), *others]
+    own = _own(model, places, policies, room)
+    for level in at_levels:
+        own += _at_level(level, target, model, places, policies, room)
+    found = [*own, *_transformers(target, model), *others]
     rows = _run(model, found, ids, SamplingParams(max_new_tokens=max_new_tokens))
     facts = {
         "target": portable_name(target),
@@ -112,6 +129,22 @@ def command(
         inputs = [*(folder for _, folder in places), *([] if gguf is None else [gguf])]
         record = provenance("dspark bench peers", {}, inputs)
         write_artifact(json_file, peers.SCHEMA, facts, record)
+
+
+def _levels(text: str) -> list[str]:
+    """Kernel levels of an option.
+
+    Raises:
+        ConfigError: one does not run here.
+    """
+    from dspark import native
+
+    found = [word for word in (part.strip() for part in text.split(",")) if word]
+    for level in found:
+        if level not in native.usable():
+            fix = f"Use {', '.join(native.usable())}"
+            raise ConfigError("There is no such kernel level here", found=level, fix=fix)
+    return found
 
 
 def _policies(names: list[str], count: int) -> list[str | None]:
@@ -149,6 +182,40 @@ def _own(
         for contender, policy in zip(contenders, policies, strict=True)
     ]
     return [peers.plain_peer(model, room), *drafted]
+
+
+def _at_level(
+    level: str,
+    target: str,
+    model: Target,
+    places: list[tuple[str | None, Path]],
+    policies: list[str | None],
+    room: int,
+) -> list[Peer]:
+    """This engine with a target of its own at a kernel level, as type and weights are."""
+    from dspark.models.products import on_level
+    from dspark.native.levels import SWITCH
+
+    def there(ask: Ask) -> Ask:
+        def asked(ids: Sequence[int], params: SamplingParams) -> Answer:
+            with on_level(level):
+                return ask(ids, params)
+
+        return asked
+
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = level
+    try:
+        with on_level(level):
+            mine, _ = load_models(target, "none", model.dtype_name, None, model.weights)
+            peers = _own(mine, places, policies, room)
+    finally:
+        os.environ.pop(SWITCH) if before is None else os.environ.update({SWITCH: before})
+    return [
+        replace(peer, name=f"{peer.name} at {level}", ask=there(peer.ask))
+        for peer in peers
+        if peer.ask is not None
+    ]
 
 
 def _transformers(target: str, model: Target) -> list[Peer]:

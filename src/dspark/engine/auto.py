@@ -30,6 +30,8 @@ WAY_MEMORY = 64
 PLAIN_PROBES, PLAIN_EVERY = (4, 16), 64
 # Plain steps before drafts are tried again; twice as many after each try that changed nothing.
 FIRST_TRY, LAST_TRY = 8, 512
+# Requests of a try, or up to twice as many.
+MOST_TRIED = 4
 # Steps of a try: in the first the drafter's context catches up, the second shows the cost.
 TRY_STEPS = 2
 
@@ -102,7 +104,7 @@ class Auto(Causal):
             return wanted
         if turns.trying or (not any(wanted) and self._tries(batch, turns)):
             turns.trying -= 1
-            return self._all(batch)
+            return self._some(batch)
         return self._in_line(batch, wanted, turns)
 
     def _in_line(self, batch: Batch, wanted: Sequence[bool], turns: _Turns) -> Sequence[bool]:
@@ -141,6 +143,15 @@ class Auto(Causal):
         self._trying = True
         self._held_until = 0  # what it shows counts from the next step on
         return [not keeps_length(r.params) or self._always(r.params) for r in batch.decode]
+
+    def _some(self, batch: Batch) -> list[bool]:
+        """A few of many requests: what they show stands for the others, and costs less."""
+        apart = max(len(batch.decode) // MOST_TRIED, 1)
+        chosen = self._all(batch)
+        return [
+            wants and (place % apart == 0 or keeps_length(request.params))
+            for place, (wants, request) in enumerate(zip(chosen, batch.decode, strict=True))
+        ]
 
     def _probes(self) -> bool:
         return False  # `wants` steps out of line on its own
