@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.artifacts import read_artifact
 from dspark import native
+from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.cli.bench_load import never_worse_lines
 from fakes import write_jsonl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,7 +196,7 @@ def _at_level(
     from dspark.native.levels import SWITCH
 
     def there(ask: Ask) -> Ask:
-        def asked(ids: Sequence[int], params: SamplingParams) -> Answer:
+        def asked(ids: list[int], params: SamplingParams) -> Answer:
             with on_level(level):
                 return ask(ids, params)
 

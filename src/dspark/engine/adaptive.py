@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from dspark.core import Batch, DraftBlock, Request, SamplingParams
 from dspark.engine.policies import Policy
-from dspark.engine.survival import Evidence, Survival, make_room, way
+from dspark.engine.survival import MEMORY, PRIOR, Evidence, Survival, make_room, way
 from dspark.maths import admission
 from dspark.maths.admission import DraftTimes
 from dspark.tables.calibration import CalibrationTable, Key
@@ -70,6 +70,7 @@ class Adaptive(Policy):
         self._evidence: dict[int, Evidence] = {}
         self._expected_K: dict[int, Floats] = {}
         self._turns = 0
+        self._memory = MEMORY
         # The choice that stands: of which requests, up to which turn, and whom to draft.
         self._held_ids: list[int] = []
         self._held_until, self._held = 0, list[bool]()
@@ -134,17 +135,17 @@ class Adaptive(Policy):
         expected_RK: list[Floats] = []
         for request in requests:
             mean = self._survival.mean(request.params)
-            known = self._evidence.get(request.id) or Evidence()
+            known = self._evidence.get(request.id) or Evidence(self._memory)
             known.take(request.rounds, mean)
-            ratio, evidence[request.id] = known.ratio(self._standing(request.params)), known
+            ratio, evidence[request.id] = known.ratio(*self._standing(request.params)), known
             expected_RK.append([min(a * ratio, 1.0) for a in mean.survival_K])
         self._evidence = evidence
         self._expected_K = {r.id: a_K for r, a_K in zip(requests, expected_RK, strict=True)}
         return expected_RK
 
-    def _standing(self, params: SamplingParams) -> float:
-        """Accepted over promised of a request that has shown nothing yet."""
-        return 1.0
+    def _standing(self, params: SamplingParams) -> tuple[float, float]:
+        """Accepted over promised of a request that has shown nothing yet, and its weight."""
+        return 1.0, PRIOR
 
     def _draft_times_to(self, requests: int) -> list[DraftTimes]:
         """Of 0, 1, … requests, up to so many or more: slots and seconds of drafting them."""

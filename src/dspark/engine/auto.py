@@ -20,9 +20,13 @@ from dspark.engine.adaptive import MARGIN, MOST_TOKENS, Floats, PolicyTables, ke
 from dspark.engine.adaptive_policies import Causal
 from dspark.engine.peaks import PeakSurvival
 from dspark.engine.step_times import StepTimes
-from dspark.engine.survival import PRIOR, make_room, way
+from dspark.engine.survival import MEMORY, PRIOR, make_room, way
 from dspark.tables.calibration import Key
 
+# Draft tokens that a request is judged by at least, in blocks of which every slot is verified.
+JUDGED = 32
+# Promised tokens of a way of sampling from which on it is well known.
+TOLD = 32
 # Rounds of all requests of a way of sampling that a new one is judged by.
 WAY_MEMORY = 64
 # Plain steps among drafted ones, by how many came before: early, since the table may be rough,
@@ -92,6 +96,7 @@ class Auto(Causal):
         self.times = StepTimes(self._predicted_s)
         self._learned = _Learned()
         self._peaks: PeakSurvival | None = None
+        self._memory = max(MEMORY, JUDGED // block_size)
         self._trying = False
 
     # ---- whom to draft ----------------------------------------------------------------------
@@ -219,8 +224,10 @@ class Auto(Causal):
                 self._evidence.clear()
                 self._learned.standing.clear()
 
-    def _standing(self, params: SamplingParams) -> float:
-        return self._standing_of(params).ratio
+    def _standing(self, params: SamplingParams) -> tuple[float, float]:
+        """What is known of all requests like it counts for more once many rounds tell."""
+        standing = self._standing_of(params)
+        return standing.ratio, PRIOR * (1 + min(standing.promised / TOLD, 1.0))
 
     def _standing_of(self, params: SamplingParams) -> _Standing:
         standing, key = self._learned.standing, way(params)

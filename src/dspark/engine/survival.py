@@ -73,8 +73,13 @@ class Survival:
 
 @dataclass(slots=True)
 class Evidence:
-    """How many draft tokens of a request passed, against what the mean survival had promised."""
+    """How many draft tokens of a request passed, against what the mean survival had promised.
 
+    Attributes:
+        memory: rounds that a request is judged by.
+    """
+
+    memory: int = MEMORY
     rounds: int = 0
     accepted: float = 0.0
     promised: float = 0.0
@@ -83,14 +88,18 @@ class Evidence:
         """Count the rounds that are new; older ones fade."""
         for record in records[self.rounds :]:
             if record.verified:
-                fade = 1 - 1 / MEMORY
+                fade = 1 - 1 / self.memory
                 self.accepted = fade * self.accepted + record.accepted
                 self.promised = fade * self.promised + mean.tokens[record.verified]
         self.rounds = len(records)
 
-    def ratio(self, first: float = 1.0) -> float:
-        """Accepted over promised; near `first` while few rounds tell."""
-        return (self.accepted + PRIOR * first) / (self.promised + PRIOR)
+    def ratio(self, first: float = 1.0, prior: float = PRIOR) -> float:
+        """Accepted over promised; near `first` while few rounds tell.
+
+        Args:
+            prior: tokens that stand for a request while it is young.
+        """
+        return (self.accepted + prior * first) / (self.promised + prior)
 
 
 def nearest_entry(table: CalibrationTable | None, key: Key) -> CalibrationEntry | None:

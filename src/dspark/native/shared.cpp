@@ -57,7 +57,7 @@ class Pool {
         help(ticket_.load(std::memory_order_relaxed) >> 32);
         const auto waiting = Moment::now();
         wait(count);
-        judge(threads, seconds_since(start), seconds_since(waiting));
+        judge(seconds_since(start), seconds_since(waiting));
     }
 
    private:
@@ -147,7 +147,7 @@ class Pool {
     // ------------------------------------------------------------------------ a crowded machine
 
     static constexpr double WINDOW = 0.01;      // seconds of work that are judged together
-    static constexpr double MOST_WAITING = 0.3;  // of them, for a part that another thread holds
+    static constexpr double MOST_WAITING = 0.25;  // of them, for a part that another thread holds
     static constexpr double FIRST_PAUSE = 0.05, LONGEST_PAUSE = 2.0;
 
     int allowed() {
@@ -155,7 +155,7 @@ class Pool {
         return 1 << 30;
     }
 
-    void judge(int, double whole, double waited) {
+    void judge(double whole, double waited) {
         whole_ += whole, waited_ += waited;
         if (whole_ < WINDOW) return;
         if (waited_ > MOST_WAITING * whole_) {
@@ -163,7 +163,7 @@ class Pool {
                                                std::chrono::duration<double>(pause_));
             pause_ = std::min(2 * pause_, LONGEST_PAUSE);
         } else {
-            pause_ = FIRST_PAUSE;
+            pause_ = std::max(0.9 * pause_, FIRST_PAUSE);  // crowds come back
         }
         whole_ = waited_ = 0;
     }
