@@ -147,8 +147,8 @@ class Pool {
     // ------------------------------------------------------------------------ a crowded machine
 
     static constexpr double WINDOW = 0.01;      // seconds of work that are judged together
-    static constexpr double MOST_WAITING = 0.25;  // of them, for a part that another thread holds
-    static constexpr double FIRST_PAUSE = 0.05, LONGEST_PAUSE = 2.0;
+    static constexpr double MOST_WAITING = 0.15;  // of them, for a part that another thread holds
+    static constexpr double FIRST_PAUSE = 0.2, LONGEST_PAUSE = 3.0;
 
     int allowed() {
         if (alone_until_ != Moment::time_point() && Moment::now() < alone_until_) return 1;
