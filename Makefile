@@ -87,7 +87,7 @@ results: setup  ## repeat evaluation, calibration check and report from the ship
 	$(BIN)/dspark calibrate $(CALIBRATION_FLAGS) --check-only --temperature 1 \
 		--json results/calibration.json
 	$(BIN)/dspark bench head --json results/head_cost.json
-	$(BIN)/dspark report results --out results/report
+	$(BIN)/dspark report $(wildcard results/*.json results/*.jsonl) --out results/report
 
 ablations: setup  ## train and judge the ablations, a quarter of an hour each
 	$(foreach a,$(ABLATIONS),$(call ablation,$(word 1,$(subst :, ,$(a))),$(word 2,$(subst :, ,$(a)))))
