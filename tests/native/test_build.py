@@ -128,6 +128,24 @@ def test_a_cache_that_cannot_be_written_costs_a_line(tmp_path: Path) -> None:
     assert lines[2].startswith("1 The processor kernels are compiled for this run alone")
 
 
+@needs_kernels
+def test_a_wrong_level_is_named_by_the_verbs_too(
+    default_target: Path,
+) -> None:
+    """Where a measured choice decides, not the processor's best."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dspark.cli.main", "doctor"],
+        env=os.environ | {"DSPARK_KERNELS": "avx3"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    notes = [line for line in done.stderr.splitlines() if "avx3" in line]
+    assert len(notes) == 1
+    assert notes[0].startswith("dspark: note: DSPARK_KERNELS=avx3 is no level")
+
+
 def test_left_out_by_choice(tmp_path: Path) -> None:
     lines = run(DSPARK_CACHE=str(tmp_path), DSPARK_KERNELS="torch")
     assert lines[0] == f"{RIGHT} False"

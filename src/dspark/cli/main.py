@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -129,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 2 an error worded in one line on standard error, 130 Ctrl-C. Errors that are
     our own bugs keep their traceback.
     """
+    warnings.formatwarning = _worded
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         code = typer.main.get_command(app).main(arguments, "dspark", standalone_mode=False)
@@ -151,6 +154,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _drop_output()
         return exc.code
+
+
+_format_warning = warnings.formatwarning
+_OWN = str(Path(__file__).resolve().parents[1])
+
+
+def _worded(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
+) -> str:
+    """Our own warnings in a line, as errors are."""
+    if category is UserWarning and filename.startswith(_OWN):
+        return f"dspark: note: {message}\n"
+    return _format_warning(message, category, filename, lineno, line)
 
 
 def _usage_error(exc: typer.TyperException) -> int:

@@ -73,25 +73,30 @@ def usable() -> tuple[str, ...]:
     return (TORCH, *_found())
 
 
+@cache
+def _asked(name: str) -> str | None:
+    """The level that a variable asks for; None, with a warning, where it does not run here."""
+    if name in usable():
+        return name
+    known = [TORCH, *(own for kinds in compiling.LEVELS.values() for own in kinds)]
+    what = "does not run on this machine" if name in known else "is no level"
+    warnings.warn(
+        f"{SWITCH}={name} {what}, so another one serves (here: {', '.join(usable())})",
+        stacklevel=3,
+    )
+    return None
+
+
 def forced() -> str | None:
     """The level that `$DSPARK_KERNELS` asks for, where it asks for one that runs here."""
-    asked = os.environ.get(SWITCH)
-    return asked if asked and asked in usable() else None
+    name = os.environ.get(SWITCH)
+    return _asked(name) if name else None
 
 
 def current() -> str:
     """The level in use: the one asked for, else the best."""
     if _Choice.name is None:
-        asked, best = os.environ.get(SWITCH), usable()[-1]
-        if asked and asked not in usable():
-            known = [TORCH, *(name for kinds in compiling.LEVELS.values() for name in kinds)]
-            what = "does not run on this machine" if asked in known else "is no level"
-            warnings.warn(
-                f"{SWITCH}={asked} {what}, so {best} serves (here: {', '.join(usable())})",
-                stacklevel=2,
-            )
-            asked = None
-        use(asked or best)
+        use(forced() or usable()[-1])
     assert _Choice.name is not None
     return _Choice.name
 
