@@ -82,7 +82,7 @@ def test_regenerate_train_generate(
     for prompt in ("tell me of the rain 100", "name three birds", "what is a river?"):
         generate = ("generate", prompt, "--json", "--max-new-tokens", "60", *common)
         plain = json.loads(dspark(*generate, "--drafter", "none"))
-        drafted = json.loads(dspark(*generate, "--drafter", drafter))
+        drafted = json.loads(dspark(*generate, "--drafter", drafter, "--policy", "fixed:5"))
         assert drafted["token_ids"] == plain["token_ids"]
         assert drafted["text"] == plain["text"]
         saved += drafted["accepted_length"] - 1

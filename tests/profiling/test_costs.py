@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dspark import native
 from dspark.core import SamplingParams
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
@@ -121,7 +122,7 @@ def test_a_table_has_its_place_by_what_it_belongs_to(
     drafter.sha256 = "ab" * 32
     key = cost_key(target, drafter)
     assert (key.dtype, key.target) == ("float32", Path(target.name).name)
-    assert key.kernels == kernel_level(target.device) in ("native", "torch")
+    assert key.kernels == kernel_level(target.device) in native.usable()
     assert kernel_level(torch.device("cuda")) == "cuda"
     places = {default_path(k) for k in (key, KEY)}
     assert len(places) == 2
