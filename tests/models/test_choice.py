@@ -74,8 +74,19 @@ def test_a_cache_that_cannot_be_written(
 
 
 def test_other_families_go_by_what_pytorch_takes(measured: list[int]) -> None:
+    """The kernels serve their drafters all the same."""
     found = choice.choose(replace(LEAN, model_type="gpt2"))
-    assert (found.level, found.dtype) == ("torch", "float32")
+    assert (found.level, found.dtype) == (BEST, "float32")
+
+
+@pytest.mark.parametrize("level", native.usable())
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])
+def test_other_families_at_a_level_that_is_asked_for(
+    level: str, dtype: str, measured: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSPARK_KERNELS", level)
+    found = choice.choose(replace(LEAN, model_type="gpt2"), dtype)
+    assert (found.level, found.dtype) == (level, "float32" if dtype == "auto" else dtype)
 
 
 @pytest.mark.skipif(BEST == "torch", reason="no kernels on this machine")

@@ -76,12 +76,17 @@ def choose(
         given = "bfloat16" if dtype == "auto" else dtype
         return Choice("", given, {}, f"{given} on {device}")
     if dtype not in ("auto", *DTYPES):
-        return Choice(native.usable()[-1], dtype, {}, f"{dtype} as asked; PyTorch serves it")
+        return Choice(_level(), dtype, {}, f"{dtype} as asked; PyTorch serves it")
     if count_weights(all_shapes(spec)) < SMALL:
-        level = native.forced() or native.usable()[-1]
+        level = _level()
         given = _plain_dtype(level) if dtype == "auto" else dtype
         return Choice(level, given, {}, "too small to measure")
     return _best(_kept(spec, weights), spec, dtype)
+
+
+def _level() -> str:
+    """The level that serves where none is measured: the one asked for, else the best."""
+    return native.forced() or native.usable()[-1]
 
 
 def _plain_dtype(level: str) -> str:
@@ -91,20 +96,21 @@ def _plain_dtype(level: str) -> str:
 
 
 def _best(ms: dict[str, tuple[float, ...]], spec: TargetSpec, dtype: str) -> Choice:
-    forced = native.forced()
+    # Another family's module multiplies by itself: PyTorch's times tell its type, and the level
+    # serves its drafter alone.
+    forced = native.forced() if spec.is_lean else native.TORCH
     rows: list[tuple[float, str, str]] = []
     for name, times in ms.items():
         level, own = name.split()
         if dtype not in ("auto", own) or forced not in (None, level):
             continue
-        if level != native.TORCH and not spec.is_lean:  # its module multiplies by itself
-            continue
         rows.append((sum(times) * (BETWEEN if level == native.TORCH else 1), level, own))
     _, level, chosen = min(rows)
-    asked = [f"{SWITCH}={forced}"] if forced else []
+    asked = [f"{SWITCH}={native.forced()}"] if native.forced() else []
     asked += [f"{dtype} as asked"] if dtype != "auto" else []
     parts = [f"{t:.1f} ms with {n}" for n, t in zip(ROWS, ms[f"{level} {chosen}"], strict=True)]
     reason = f"products of a forward take {' and '.join(parts)} rows"
+    level = level if spec.is_lean else _level()
     return Choice(level, chosen, ms, f"{reason}: {'; '.join(asked) or 'the fastest measured here'}")
 
 
@@ -114,7 +120,7 @@ def _kept(spec: TargetSpec, weights: str) -> dict[str, tuple[float, ...]]:
     path = _path(key)
     with suppress(DataError, KeyError, TypeError, ValueError, AttributeError):
         content = read_artifact(path, SCHEMA)
-        if content["key"] == key:
+        if content["key"] == key and content["ms"]:
             return {str(name): tuple(map(float, times)) for name, times in content["ms"].items()}
     ms = measure(spec, weights == INT8)
     with suppress(DSparkError):  # measured again next time, then
