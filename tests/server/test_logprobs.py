@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from starlette.testclient import TestClient
 
+from dspark.core import TokenKind, TokenLogprobs
 from dspark.models.target import Target
+from dspark.models.token_bytes import TokenBytes
+from dspark.server.answer import Piece
+from dspark.server.text import Token
+from dspark.server.wire import CompletionWire
 from serving import CHAT, TEXT, chat, events, text
 
 
@@ -48,7 +55,8 @@ def test_older_logprobs(client: TestClient) -> None:
     choice = client.post(TEXT, json=text(logprobs=2)).json()["choices"][0]
     likely = choice["logprobs"]
     assert likely.keys() == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
-    assert "".join(likely["tokens"]) == choice["text"]
+    said = b"".join(map(written, likely["tokens"]))
+    assert said.decode("utf-8", "replace") == choice["text"]
     offsets = likely["text_offset"]
     assert offsets == sorted(offsets)
     assert offsets[0] == 0
@@ -59,3 +67,70 @@ def test_older_logprobs(client: TestClient) -> None:
         part = chunk["choices"][0]["logprobs"]
         streamed += part["text_offset"] if part else []
     assert streamed == likely["text_offset"]
+
+
+def written(token: str) -> bytes:
+    """The bytes of a token as the older endpoint words it."""
+    words = token.removeprefix("bytes:")
+    if words == token:
+        return token.encode()
+    return re.sub(rb"\\x(..)", lambda found: bytes.fromhex(found[1].decode()), words.encode())
+
+
+def parts_of_characters(target: Target) -> tuple[list[int], dict[int, float]]:
+    """A prompt after which two of the five likeliest tokens are parts of characters, and those."""
+    prompts = [[i] for i in range(6, target.spec.vocab_size)]
+    last_TD, _ = target.states(prompts, ())
+    logprobs_NV = torch.log_softmax(target.logits(last_TD).float(), -1)
+    for prompt, log_V in zip(prompts, logprobs_NV, strict=True):
+        best = log_V.topk(5)
+        found = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        if sum("\ufffd" in target.tokenizer.decode([i]) for i in found) > 1:
+            return prompt, found
+    raise AssertionError("no such prompt")
+
+
+def test_parts_of_characters_have_keys_that_differ(client: TestClient, target: Target) -> None:
+    """They all read as one replacement character; each keeps its own value."""
+    prompt, best = parts_of_characters(target)
+    choice = client.post(TEXT, json=text(prompt, logprobs=5, max_tokens=1)).json()["choices"][0]
+    (top,) = choice["logprobs"]["top_logprobs"]
+    written = {name.encode(): value for name, value in top.items()}
+    for token, value in best.items():
+        octets = TokenBytes(target.tokenizer).of(token)
+        part = b"bytes:" + "".join(f"\\x{byte:02x}" for byte in octets).encode()
+        name = octets if octets in written else part
+        assert math.isclose(written.pop(name), value, abs_tol=1e-3)
+    assert written == {}
+    chosen = choice["logprobs"]["tokens"][0]
+    assert top[chosen] == choice["logprobs"]["token_logprobs"][0]
+
+
+def test_parts_of_characters_have_bytes(client: TestClient, target: Target) -> None:
+    """The answer is its tokens' bytes end to end, but for special tokens."""
+    wish = chat(logprobs=True, top_logprobs=20, temperature=1, seed=5, max_tokens=40, n=3)
+    seen = 0
+    for choice in client.post(CHAT, json=wish).json()["choices"]:
+        content = choice["logprobs"]["content"]
+        special = target.tokenizer.all_special_tokens
+        plain = [entry for entry in content if entry["token"] not in special]
+        octets = b"".join(bytes(entry["bytes"]) for entry in plain)
+        assert octets.decode("utf-8", "replace") == choice["message"]["content"]
+        for entry in [top for e in content for top in e["top_logprobs"]]:
+            part = bytes(entry["bytes"]).decode("utf-8", "ignore").encode() != bytes(entry["bytes"])
+            assert part == (entry["token"][:2] == "\\x")
+            seen += part
+    assert seen
+
+
+def test_tokens_with_the_same_text_have_keys_that_differ(target: Target) -> None:
+    """A vocabulary may have a text twice, as a piece and as a byte; the chosen one has the key."""
+    pieces = {97: b"a", 5: b"a", 6: b"a", 7: b"b"}
+    octets = SimpleNamespace(of=pieces.__getitem__)
+    wire = CompletionWire("m", octets, frozenset(), logprobs=True)  # type: ignore[arg-type]
+    told = TokenLogprobs(-2.0, ((5, -0.5), (97, -2.0), (7, -2.5), (6, -3.0)))
+    piece = Piece(0, [], [Token(97, "a", TokenKind.PLAIN, told)], None, None)
+    likely = wire.delta(piece)["logprobs"]
+    assert likely["tokens"] == ["a"]
+    expected = {"token_id:5": -0.5, "a": -2.0, "b": -2.5, "token_id:6": -3.0}
+    assert likely["top_logprobs"] == [expected]

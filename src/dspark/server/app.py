@@ -126,7 +126,7 @@ async def _answer(
     completion = await Completion.start(service, body)
     wire = kind(
         service.settings.model,
-        service.target.tokenizer,
+        service.octets,
         service.target.stop_ids,
         logprobs=body.alternatives is not None,
         tokens=body.dspark_tokens,

@@ -17,6 +17,7 @@ from dspark.engine.async_engine import AsyncEngine
 from dspark.errors import RequestError
 from dspark.models.detokenize import TokenTexts
 from dspark.models.target import Target
+from dspark.models.token_bytes import TokenBytes
 from dspark.server.errors import ApiError, refusal
 from dspark.server.monitor import Monitor
 from dspark.server.schema import ChatRequest, CompletionRequest
@@ -43,6 +44,7 @@ class Service:
         created: when the server came up, in seconds since 1970.
         stopping: no new requests are taken.
         texts: of the target's tokens, for all answers.
+        octets: the same as bytes.
     """
 
     engine: AsyncEngine
@@ -53,6 +55,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
     stopping: bool = False
     texts: TokenTexts = field(init=False)
+    octets: TokenBytes = field(init=False)
     _grammars: JsonGrammars | None = None
     # One thread: a long prompt does not hold up the event loop, nor several the engine.
     _encoder: ThreadPoolExecutor = field(
@@ -61,6 +64,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.target.tokenizer)
+        self.octets = TokenBytes(self.target.tokenizer)
 
     def check_model(self, name: str) -> None:
         """Refuse a request for another model.

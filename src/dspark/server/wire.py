@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from dspark.core import RoundRecord
+from dspark.models.token_bytes import TokenBytes
 from dspark.server.answer import Answer, Piece
 from dspark.server.text import Token
 
@@ -23,14 +24,14 @@ class Wire(ABC):
 
     Attributes:
         model: its name.
-        tokenizer: the target's, for the words of log probabilities.
+        octets: of the target's tokens, for the words of log probabilities.
         stop_ids: tokens that end an answer and are not part of it.
         logprobs: log probabilities were asked for.
         tokens: how each token came about was asked for.
     """
 
     model: str
-    tokenizer: Any
+    octets: TokenBytes
     stop_ids: frozenset[int]
     logprobs: bool = False
     tokens: bool = False
@@ -73,8 +74,8 @@ class Wire(ABC):
         """The choice that says why the answer ended."""
 
     def worded(self, token_id: int) -> str:
-        """A token's own text."""
-        return str(self.tokenizer.decode([token_id]))
+        """A token's own text; bytes of parts of characters as OpenAI writes them, `\\xf0`."""
+        return self.octets.of(token_id).decode("utf-8", "backslashreplace")
 
     def visible(self, tokens: Sequence[Token]) -> list[Token]:
         """Tokens that are part of the answer."""
@@ -120,10 +121,11 @@ class ChatWire(Wire):
         return {"content": content, "refusal": None}
 
     def _entry(self, token_id: int, logprob: float) -> Json:
-        words = self.worded(token_id)
-        # Part of a character has no text of its own.
-        octets = None if "\ufffd" in words else list(words.encode())
-        return {"token": words, "logprob": max(logprob, LEAST_LOGPROB), "bytes": octets}
+        return {
+            "token": self.worded(token_id),
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": list(self.octets.of(token_id)),
+        }
 
 
 class CompletionWire(Wire):
@@ -164,12 +166,28 @@ class CompletionWire(Wire):
             assert token.logprobs is not None
             found["tokens"].append(self.worded(token.id))
             found["token_logprobs"].append(max(token.logprobs.logprob, LEAST_LOGPROB))
-            top = {self.worded(i): max(p, LEAST_LOGPROB) for i, p in token.logprobs.top}
+            names = self._names([token.id, *(i for i, _ in token.logprobs.top)])
+            top = {names[i]: max(p, LEAST_LOGPROB) for i, p in token.logprobs.top}
             found["top_logprobs"].append(top)
             found["text_offset"].append(offset)
             offset += len(token.text)
         self._offsets[index] = offset
         return found
+
+    def worded(self, token_id: int) -> str:
+        """As in chat, but what is no text of its own says so, as OpenAI's older endpoint does."""
+        words = super().worded(token_id)
+        return words if words.encode() == self.octets.of(token_id) else f"bytes:{words}"
+
+    def _names(self, ids: Sequence[int]) -> dict[int, str]:
+        """Keys of tokens that all differ; of those with the same text the first one has it."""
+        names: dict[int, str] = {}
+        for token_id in ids:
+            if token_id not in names:
+                words = self.worded(token_id)
+                taken = words in names.values()
+                names[token_id] = f"token_id:{token_id}" if taken else words
+        return names
 
 
 def _choice(index: int, finish: str | None = None, logprobs: Any = None, **what: Any) -> Json:
