@@ -14,10 +14,10 @@ import dspark
 
 SOURCE = Path(__file__).parents[1] / "src" / "dspark"
 
-# Each row may import only rows above it. The package itself (`dspark`, its version) and the
-# errors are free for all.
+# Each row may import only rows above it. The package itself (`dspark`, its version), the errors
+# and the signals are free for all.
 LADDER = [
-    {"dspark", "errors"},
+    {"dspark", "errors", "signals"},
     {"core", "artifacts"},
     {"native"},
     {"config", "maths", "tables"},
@@ -31,7 +31,7 @@ LADDER = [
 RUNG = {room: rung for rung, rooms in enumerate(LADDER) for room in rooms}
 
 # Rooms that work where torch is not installed or should not be loaded.
-TORCH_FREE = {"errors", "core", "artifacts", "config", "tables", "reporting"}
+TORCH_FREE = {"errors", "signals", "core", "artifacts", "config", "tables", "reporting"}
 
 FILES = sorted(path for path in SOURCE.rglob("*.py") if "_drafters" not in path.parts)
 

@@ -20,7 +20,7 @@ from dspark.config import TrainConfig
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights
 from dspark.training import parallel as module
-from dspark.training.guards import note_interrupts
+from dspark.signals import note_interrupts
 from dspark.training.parallel import LossModule, Parallel
 from dspark.training.trainer import Trainer
 from tiny import tiny_home, tiny_recipe

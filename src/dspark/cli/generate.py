@@ -24,6 +24,7 @@ from dspark.cli.common import (
     WeightsOption,
     load_models,
 )
+from dspark.cli.streams import read_standard_input
 from dspark.core import SamplingParams
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -64,7 +65,7 @@ def command(
     from dspark.models.detokenize import TextStream
 
     if prompt == "-":
-        prompt = sys.stdin.read()
+        prompt = read_standard_input()
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ids = model.encode(prompt, raw=raw)
     room = min(len(ids) + max_new_tokens, model.max_positions)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from dspark import __version__
+from dspark import __version__, signals
+from dspark.cli.streams import ReaderGone, standard_streams
 from dspark.errors import DSparkError
 
 # Each verb lives in dspark/cli/VERB.py as a function `command`, or as `app` with sub-verbs.
@@ -45,10 +45,7 @@ HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 
 class _Stopped(Exception):
-    """Ctrl-C, or a reader that went away; typer has its own ideas about the plain exceptions."""
-
-    def __init__(self, code: int, line: str = "") -> None:
-        self.code, self.line = code, line
+    """Ctrl-C or SIGTERM; typer has its own ideas about the plain exception."""
 
 
 class LazyGroup(TyperGroup):
@@ -76,9 +73,7 @@ class LazyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise _Stopped(130, "interrupted; finished work is kept") from None
-        except BrokenPipeError:
-            raise _Stopped(0) from None
+            raise _Stopped from None
 
 
 def _load(verb: str) -> Any:
@@ -120,20 +115,19 @@ def _say(line: str) -> None:
     print("dspark:", " ".join(line.split()), file=sys.stderr)
 
 
-def _drop_output() -> None:
-    # The reader is gone; what Python flushes on its way out must not complain again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: the process's own) and returns its exit code.
 
-    0 is success, 2 an error worded in one line on standard error, 130 Ctrl-C. Errors that are
-    our own bugs keep their traceback.
+    0 is success, 2 an error worded in one line on standard error, 130 Ctrl-C, 143 SIGTERM. Errors
+    that are our own bugs keep their traceback.
     """
     warnings.formatwarning = _worded
+    with standard_streams(), signals.stop_like_ctrl_c():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        arguments = list(sys.argv[1:] if argv is None else argv)
         code = typer.main.get_command(app).main(arguments, "dspark", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -142,18 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except typer.TyperException as exc:  # an option or argument that does not exist or fit
         return _usage_error(exc)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, _Stopped):
         _say("interrupted; finished work is kept")
-        return 130
-    except BrokenPipeError:
-        _drop_output()
+        return signals.exit_code()
+    except ReaderGone:
         return 0
-    except _Stopped as exc:
-        if exc.line:
-            _say(exc.line)
-        else:
-            _drop_output()
-        return exc.code
 
 
 _format_warning = warnings.formatwarning

@@ -17,12 +17,8 @@ from dspark.data.responses import token_frequencies
 from dspark.errors import ConfigError
 from dspark.models.checkpoint import save_drafter
 from dspark.models.drafter import Drafter
-from dspark.training.guards import (
-    check_writable,
-    hold_interrupt,
-    note_interrupts,
-    quiet_denormals,
-)
+from dspark.signals import hold_interrupt, note_interrupts
+from dspark.training.guards import check_writable, quiet_denormals
 from dspark.training.learner import Counters, Learner, Report
 from dspark.training.log import LOG, append_log, trim_log
 from dspark.training.metrics import Meter

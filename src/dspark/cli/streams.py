@@ -1,0 +1,112 @@
+"""Standard input, output and error that may be closed, full or gone."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from dspark.errors import ConfigError, DataError, DSparkError
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output went away, as `head` does; there is nobody left to tell.
+
+    No BrokenPipeError: the libraries in between have ideas of their own about that.
+    """
+
+
+class _Raw(io.FileIO):
+    """A stream's bytes; once it failed, what is left in buffers on top of it is dropped."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.lost = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return len(data) if self.lost else super().write(data)
+        except OSError as error:
+            self.lost = True
+            self.fail(error)
+            return len(data)
+
+    def fail(self, error: OSError) -> None:
+        raise NotImplementedError
+
+
+class _Output(_Raw):
+    """Standard output: what it does not take ends the verb."""
+
+    def fail(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGone from None
+        raise DataError(
+            "cannot write standard output",
+            found=error.strerror,
+            fix="Free some disk space or send it elsewhere",
+        ) from error
+
+
+class _Remarks(_Raw):
+    """Standard error: bars and remarks that nobody can see are no reason to end hours of work."""
+
+    def fail(self, error: OSError) -> None:
+        return
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """The process's own streams made to fail as above; replaced ones, as in tests, stay.
+
+    Those that are closed lead nowhere: a file that is opened later must not get their number, and
+    what is meant for standard error must not end up in standard output.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    before = sys.stdout, sys.stderr
+    try:
+        if sys.stdout is sys.__stdout__:
+            sys.stdout = _over(_Output(1), before[0])
+        if sys.stderr is sys.__stderr__:
+            sys.stderr = _over(_Remarks(2), before[1])
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(DSparkError, ReaderGone):  # an error on its way says more
+                stream.flush()
+        sys.stdout, sys.stderr = before  # with nothing left in their buffers
+
+
+def _over(raw: _Raw, like: TextIO | None) -> TextIO:
+    """A text stream that writes as `like` does, if there is one."""
+    buffered = io.BufferedWriter(raw)
+    if not isinstance(like, io.TextIOWrapper):
+        return io.TextIOWrapper(buffered, "utf-8", "backslashreplace")
+    like.flush()
+    return io.TextIOWrapper(
+        buffered,
+        like.encoding,
+        like.errors,
+        line_buffering=like.line_buffering,
+        write_through=like.write_through,
+    )
+
+
+def read_standard_input() -> str:
+    """All of standard input.
+
+    Raises:
+        ConfigError: it is closed.
+    """
+    if sys.stdin is None:
+        raise ConfigError(
+            "Standard input is closed", fix="Pipe the prompt in, or give it as an argument"
+        )
+    return sys.stdin.read()
