@@ -37,13 +37,19 @@ def test_a_signal_is_ctrl_c_with_a_code_of_its_own(name: str) -> None:
     assert signals.exit_code() == 128 + number
 
 
+def held(numbers: list[int], done: list[str]) -> None:
+    with hold_interrupt():
+        for number in numbers:
+            signal.raise_signal(number)
+        done.append("whole")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_block_is_held_whole(name: str) -> None:
-    done = []
+    done: list[str] = []
     with stop_like_ctrl_c():
-        with pytest.raises(KeyboardInterrupt), hold_interrupt():
-            signal.raise_signal(getattr(signal, name))
-            done.append("whole")
+        with pytest.raises(KeyboardInterrupt):
+            held([getattr(signal, name)], done)
         with note_interrupts() as came:
             signal.raise_signal(getattr(signal, name))
     assert done == ["whole"]
@@ -52,11 +58,9 @@ def test_a_block_is_held_whole(name: str) -> None:
 
 
 def test_the_second_of_two_kinds_does_not_wait() -> None:
-    done = []
-    with stop_like_ctrl_c(), pytest.raises(KeyboardInterrupt), hold_interrupt():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        done.append("not reached")
+    done: list[str] = []
+    with stop_like_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        held([signal.SIGTERM, signal.SIGINT], done)
     assert not done
 
 

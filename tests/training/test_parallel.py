@@ -19,8 +19,8 @@ from dspark.artifacts import read_jsonl
 from dspark.config import TrainConfig
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights
-from dspark.training import parallel as module
 from dspark.signals import note_interrupts
+from dspark.training import parallel as module
 from dspark.training.parallel import LossModule, Parallel
 from dspark.training.trainer import Trainer
 from tiny import tiny_home, tiny_recipe

@@ -27,8 +27,8 @@ from dspark.config import TrainConfig
 from dspark.errors import CheckpointError, ConfigError
 from dspark.models.checkpoint import load_drafter
 from dspark.models.target import Target, load_target
-from dspark.training import trainer as module
 from dspark.signals import hold_interrupt
+from dspark.training import trainer as module
 from dspark.training.trainer import Trainer
 from dspark.training.trainer import run as run_training
 from fakes import write_responses
