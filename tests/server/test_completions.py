@@ -185,7 +185,7 @@ CHAT_INERT: list[tuple[str, list[Any], Any]] = [
     ("verbosity", [None, "medium"], "low"),
     ("web_search_options", [None], {}),
     ("stream", [None, False], "yes"),
-    ("stream_options", [None], {"include_usage": True}),
+    ("stream_options", [None, {}, {"include_usage": False}], {"include_usage": True}),
     ("n", [None, 1], 129),
     ("store", [None, False, True], "yes"),
     ("metadata", [None, {"a": "b"}], {"a": 1}),
@@ -197,21 +197,22 @@ CHAT_INERT: list[tuple[str, list[Any], Any]] = [
     ("safety_identifier", [None, "someone"], 1),
     ("user", [None, "someone"], 1),
     ("logprobs", [None, False], 1),
-    ("top_logprobs", [None], 3),
+    ("top_logprobs", [None, 0], 3),
     ("temperature", [0, 0.0], 2.5),
     ("top_p", [None, 1, 1.0], 0),
-    ("top_k", [None, 0], -1),
+    ("top_k", [None, 0, -1], -2),
     ("top_k", [2**31 - 1], 2**70),  # once it stopped the engine
     ("seed", [None, 5], 2**63),
     ("stop", [None, [], "never said"], ["a", "b", "c", "d", "e"]),
     ("max_tokens", [6], 0),
     ("max_completion_tokens", [None, 6], 13),
-    ("dspark_tokens", [False], "yes"),
+    ("dspark_tokens", [None, False], "yes"),
 ]
 TEXT_INERT: list[tuple[str, list[Any], Any]] = [
     ("best_of", [None, 1], 2),
     ("echo", [None, False], True),
-    ("suffix", [None], "end"),
+    ("suffix", [None, ""], "end"),
+    ("max_completion_tokens", [None, 8], 0),
     ("frequency_penalty", [None, 0], 1),
     ("presence_penalty", [None, 0], 1),
     ("logit_bias", [None, {}], {"5": 10}),
@@ -260,12 +261,13 @@ def test_every_field_openai_documents_is_known(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"min_p": 0.1}, "min_p", "Unknown field: min_p"),
+        ({"min_q": 0.1}, "min_q", "Unknown field: min_q"),
+        ({"min_p": 0.1}, "min_p", "or give 0"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": None}, "messages", "list"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'user'"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "required"),
-        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "string"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "at least 1"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0].type",
@@ -279,6 +281,37 @@ def test_every_field_openai_documents_is_known(client: TestClient) -> None:
         ({"temperature": "0.5"}, "temperature", "number"),
         ({"n": True}, "n", "integer"),
         ({"stop": ""}, "stop", "at least 1"),
+        ({"stop": list("abcde")}, "stop", "stop takes at most 4 strings, not 5"),
+        ({"stop": ["a", 1]}, "stop[1]", "valid string"),
+        ({"stop": 1}, "stop", "should be a valid string or a valid list"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "messages[0].role is required"),
+        ({"messages": {"role": "user"}}, "messages", "should be a valid list"),
+        ({"messages": ["hello"]}, "messages[0]", "should be a valid object"),
+        ({"response_format": "json"}, "response_format", "should be a valid object"),
+        ({"response_format": {}}, "response_format.type", "is required"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "'json_object'"),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x", "Unknown"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "required"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+            "response_format.json_schema.name is required",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b"}}},
+            "response_format.json_schema.name",
+            "should match",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": 1, "json_schema": 1},
+                }
+            },
+            "response_format.json_schema.json_schema",
+            "Unknown",
+        ),
         ({"stop": [""]}, "stop[0]", "at least 1"),
         ({"stream_options": {"include_usage": True, "x": 1}}, "stream_options.x", "Unknown"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "20"),
@@ -298,7 +331,7 @@ def test_mistakes_are_named(
 
 @pytest.mark.parametrize("prompt", [[], [[]], [""], "", [[400]], [-1], ["a", 1], None, [[1.5]], {}])
 def test_prompts_that_are_none(client: TestClient, prompt: Any) -> None:
-    refused(client.post(TEXT, json=text(prompt)))
+    assert refused(client.post(TEXT, json=text(prompt)))["param"].startswith("prompt")
 
 
 def test_too_many_answers(client: TestClient) -> None:

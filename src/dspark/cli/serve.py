@@ -81,6 +81,12 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    ignore_unknown: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-unknown", help="Pass request fields over that nobody knows; else refuse them."
+        ),
+    ] = False,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Write prompts and answers to the log.")
     ] = False,
@@ -136,6 +142,7 @@ def command(
         api_keys=read_api_keys(api_key_file),
         open_metrics=open_metrics,
         cors_origins=tuple(cors_origin or ()),
+        ignore_unknown=ignore_unknown,
         log_prompts=log_prompts,
         recalibrate=recalibrate,
         drift_limit=drift_limit,

@@ -15,6 +15,7 @@ from dspark import __version__
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
 from dspark.server import errors
+from dspark.server.bodies import route_class
 from dspark.server.completion import Completion
 from dspark.server.errors import ApiError, ErrorBody
 from dspark.server.limits import ApiKeys, SizeLimits
@@ -71,6 +72,7 @@ def create_app(
         responses=_ERRORS,
     )
     app.state.service = service
+    app.router.route_class = route_class(settings.ignore_unknown)
     errors.install(app)
     _completions(app, service)
     _states(app, service)
@@ -129,10 +131,12 @@ async def _answer(
         service.octets,
         service.target.stop_ids,
         logprobs=body.alternatives is not None,
-        tokens=body.dspark_tokens,
+        tokens=bool(body.dspark_tokens),
     )
     if body.stream:
-        return EventStream(completion, wire, usage=body.wants_usage)
+        return EventStream(
+            completion, wire, usage=body.wants_usage, running=body.wants_running_usage
+        )
     return await whole(completion, wire, request)
 
 

@@ -10,9 +10,9 @@ from time import perf_counter
 from typing import Any
 
 from dspark.engine.stream import Stream
-from dspark.errors import DSparkError
+from dspark.errors import DSparkError, RequestError
 from dspark.server.answer import Answer, Counts, Piece
-from dspark.server.errors import to_api_error
+from dspark.server.errors import refusal, to_api_error
 from dspark.server.schema import ChatRequest, CompletionRequest
 from dspark.server.service import Service
 
@@ -68,9 +68,11 @@ class Completion:
             for ids in prompts:
                 for sample in range(body.answers):
                     streams.append(service.engine.stream(ids, params, sample))
-        except DSparkError:
+        except DSparkError as error:
             for stream in streams:
                 stream.cancel()
+            if type(error) is RequestError:  # what the engine refuses is the prompt
+                raise refusal(str(error), body.asked) from error
             raise
         return cls(service, prompts, streams, body.stops)
 

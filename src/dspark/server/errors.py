@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.responses import JSONResponse
 
 from dspark.errors import DSparkError, EngineError, QueueFullError, RequestError
@@ -23,8 +23,10 @@ _WORDS = {
     404: "There is nothing at this address",
     405: "This address does not take that method",
 }
-# Parts of a location that pydantic adds for the branches of a union.
-_BRANCH = re.compile(r"(constrained-)?(str|int|float|bool|list)|[\w-]+\[.*", re.DOTALL)
+# Pydantic's words, which its locations make sense of.
+_SUBJECT = re.compile(r"^\w+ should ")
+_BE, _OBJECT = "should be ", "valid dictionary or object to extract fields from"
+_VERBS = ("should ", "is ", "takes ")
 
 
 class ErrorDetail(BaseModel):
@@ -89,6 +91,14 @@ def refusal(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, param=param, code=code)
 
 
+class Unreadable(HTTPException):
+    """A body that is no JSON for us, as FastAPI lets through the error of who reads one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        self.error = refusal(message, param)
+        super().__init__(self.error.status, message)
+
+
 def stopping() -> ApiError:
     """503: the server is on its way out."""
     return ApiError(503, "The server is shutting down", code="shutting_down")
@@ -111,25 +121,67 @@ def to_api_error(error: Exception) -> ApiError:
     return ApiError(500, "The server made a mistake; its log has the details", code="internal")
 
 
-def from_validation(errors: Sequence[Any]) -> ApiError:
-    """400 for a body that does not fit its model; the most specific complaint is told."""
-    error = max(errors, key=lambda found: len(found["loc"]))
-    place = [part for part in error["loc"][1:] if not _is_branch(part)]
-    if error["type"] == "json_invalid":
-        return refusal("The body is not JSON")
+def from_validation(errors: Sequence[Any], body: Any) -> ApiError:
+    """400 for a body that does not fit its model; the most specific complaint is told.
+
+    Args:
+        errors: pydantic's, of all branches of a union that it tried.
+        body: as it was read, whose own keys name the place.
+    """
+    if errors[0]["type"] == "json_invalid":
+        return refusal(f"The body is not JSON: {errors[0]['ctx']['error']}")
+    placed = [(_place(error, body), error) for error in errors]
+    place = max((place for place, _ in placed), key=len)
     if not place:
         return refusal("The body must be a JSON object in UTF-8, sent as application/json")
+    here = [error for other, error in placed if other == place]
+    # A value of the right type tells which branch of a union was meant.
+    meant = [error for error in here if not error["type"].endswith("_type")][:1] or here
+    param = _param(place)
+    if meant[0]["type"] == "extra_forbidden":
+        return refusal(f"Unknown field: {param[:100]}", param[:100], "unknown_field")
+    words = dict.fromkeys(_words(error) for error in meant)
+    said = _BE + " or ".join(w.removeprefix(_BE) for w in words) if len(words) > 1 else min(words)
+    return refusal(f"{param}{'' if said.startswith(_VERBS) else ':'} {said}", param)
+
+
+def _words(error: Any) -> str:
+    """What is wrong with a value, to be read behind its name."""
+    if error["type"] == "union_tag_invalid":
+        return f"{_BE}one of {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "is required"
+    words = str(error["msg"]).removeprefix("Value error, ").replace("Field required", "is required")
+    words = words.replace(" after validation", "").replace(_OBJECT, "valid object")
+    return _SUBJECT.sub("should ", words)
+
+
+def _place(error: Any, body: Any) -> list[str | int]:
+    """The keys and indices that lead to the place of an error, without the branches of unions
+    that pydantic puts in between."""
+    place: list[str | int] = []
+    parts = error["loc"][1:]
+    for i, part in enumerate(parts):
+        there = part in body if isinstance(body, dict) else _is_index(part, body)
+        if there:
+            body = body[part]
+        if there or (error["type"] == "missing" and i == len(parts) - 1):
+            place.append(part)
+    if error["type"].startswith("union_tag"):
+        place.append(error["ctx"]["discriminator"].strip("'"))
+    return place
+
+
+def _is_index(part: str | int, body: Any) -> bool:
+    return isinstance(body, list) and isinstance(part, int) and part < len(body)
+
+
+def _param(place: Sequence[str | int]) -> str:
+    """A place as a client writes it: `messages[0].content`."""
     param = str(place[0])
     for part in place[1:]:
         param += f"[{part}]" if isinstance(part, int) else f".{part}"
-    if error["type"] == "extra_forbidden":
-        return refusal(f"Unknown field: {param[:100]}", param[:100], "unknown_field")
-    words = str(error["msg"]).removeprefix("Value error, ")
-    return refusal(f"{param}: {words}", param)
-
-
-def _is_branch(part: str | int) -> bool:
-    return isinstance(part, str) and _BRANCH.fullmatch(part) is not None
+    return param
 
 
 def install(app: FastAPI) -> None:
@@ -140,14 +192,16 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error.errors()).response()
+        return from_validation(error.errors(), error.body).response()
 
     async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
+        assert isinstance(error, AnyHTTPException)
+        if isinstance(error, Unreadable):
+            return error.error.response()
         words = _WORDS.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, words, headers=error.headers).response()
 
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(AnyHTTPException, http)
     for kind in (ApiError, DSparkError, TimeoutError, Exception):
         app.add_exception_handler(kind, answer)

@@ -1,64 +1,33 @@
-"""What clients may send to the two completion endpoints.
+"""What clients may send to the two completion endpoints: the fields that are served.
 
-Every field that OpenAI documents is declared. One that is not served passes at values that change
-nothing and is refused otherwise; a field nobody documents is refused by name.
+Those that are known but not served are in `server.fields`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
-from pydantic_core.core_schema import no_info_plain_validator_function
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from dspark.server import fields
 from dspark.server.errors import refusal
+from dspark.server.fields import Inert
 
 MOST_ANSWERS = 128  # of one request
 COMPLETION_TOKENS = 16  # what OpenAI's older endpoint gives unless told
-
-
-@dataclass(frozen=True, eq=False)  # typing would take Inert((0,)) and Inert((False,)) for one
-class Inert:
-    """Marks a field that is known but not served.
-
-    Attributes:
-        same: values that change nothing; null always is one.
-    """
-
-    same: tuple[Any, ...] = ()
-
-    def check(self, value: Any) -> Any:
-        """Pass a value that changes nothing."""
-        if value is None or any(type(value) is type(s) and value == s for s in self._all()):
-            return value
-        raise ValueError(f"not supported by this server; leave it out{self._or_give()}")
-
-    def _all(self) -> list[Any]:
-        """The values, whole numbers also as floats."""
-        return [*self.same, *(float(s) for s in self.same if type(s) is int)]
-
-    def _or_give(self) -> str:
-        return f", or give {' or '.join(map(repr, self.same))}" if self.same else ""
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return no_info_plain_validator_function(self.check, metadata={"inert": True})
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"enum": [None, *self.same], "description": "Known, but only its default is served."}
+MOST_STOPS = 4
 
 
 def _writable(text: str) -> str:
@@ -76,30 +45,54 @@ class Strict(BaseModel):
     """No unknown fields, no conversions, no infinities."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    inert: ClassVar[Mapping[str, Inert]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served(cls, given: Any) -> Any:
+        """Set fields aside that change nothing, and refuse those that would."""
+        if not isinstance(given, dict):
+            return given
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        return fields.sift(given, names, cls.inert, cls.__name__)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        more = {name: field.json_schema() for name, field in cls.inert.items()}
+        handler.resolve_ref_schema(found).setdefault("properties", {}).update(more)
+        return found
 
 
 class TextPart(Strict):
     """A piece of a message."""
 
+    inert = fields.PART
     type: Literal["text"]
     text: Text
 
 
 class Message(Strict):
-    """One turn of a conversation."""
+    """One turn of a conversation; an assistant may have said nothing."""
 
+    inert = fields.MESSAGE
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    name: Annotated[Any, Inert()] = None
-    refusal: Annotated[Any, Inert()] = None
-    audio: Annotated[Any, Inert()] = None
-    annotations: Annotated[Any, Inert(([],))] = None
-    tool_calls: Annotated[Any, Inert(([],))] = None
-    function_call: Annotated[Any, Inert()] = None
+    content: Text | Annotated[list[TextPart], Field(min_length=1)] | None = Field(
+        None, validate_default=True
+    )
+
+    @field_validator("content")
+    @classmethod
+    def _said(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and info.data.get("role", "assistant") != "assistant":
+            raise PydanticCustomError("missing", "required: a text, or a list of text parts")
+        return content
 
     def for_template(self) -> dict[str, str]:
         """As a chat template reads it; parts are put end to end."""
-        text = self.content
+        text = self.content or ""
         if not isinstance(text, str):
             text = "".join(part.text for part in text)
         role = "system" if self.role == "developer" else self.role
@@ -107,37 +100,64 @@ class Message(Strict):
 
 
 class StreamOptions(Strict):
-    """How a stream ends."""
+    """What a stream tells besides text."""
 
+    inert = fields.STREAM_OPTIONS
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, Inert((False,))] = None
+    continuous_usage_stats: bool | None = Field(
+        None, description="With include_usage: every chunk has the usage so far. Not OpenAI's."
+    )
+
+
+def _few(stops: list[str]) -> list[str]:
+    if len(stops) > MOST_STOPS:
+        raise ValueError(f"takes at most {MOST_STOPS} strings, not {len(stops)}")
+    return stops
 
 
 StopString = Annotated[str, Field(min_length=1, max_length=500)]
+StopStrings = Annotated[
+    list[StopString], Field(json_schema_extra={"maxItems": MOST_STOPS}), AfterValidator(_few)
+]
 
 
 class CompletionFields(Strict):
-    """What both endpoints take."""
+    """What both endpoints take.
 
+    Attributes:
+        asked: the field that is answered.
+    """
+
+    asked: ClassVar[str]
     model: str
     max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, description="The same as max_tokens.")
     temperature: float | None = Field(None, ge=0, le=2, description="Unset is 1; 0 is greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**31, description="0 keeps all tokens. Not OpenAI's.")
+    top_k: int | None = Field(
+        None, ge=-1, lt=2**31, description="0 and -1 keep all tokens. Not OpenAI's."
+    )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=4)] | None = None
+    stop: StopString | StopStrings | None = None
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    dspark_tokens: bool | None = Field(
+        None, description="Tell how each token came about. Not OpenAI's."
+    )
+    # What these change is not the answer.
     user: str | None = None
-    dspark_tokens: bool = Field(False, description="Tell how each token came about. Not OpenAI's.")
-    frequency_penalty: Annotated[Any, Inert((0,))] = None
-    presence_penalty: Annotated[Any, Inert((0,))] = None
-    logit_bias: Annotated[Any, Inert(({},))] = None
+    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
     def model_post_init(self, context: Any) -> None:
-        if self.stream_options is not None and not self.stream:
+        if self.wants_usage and not self.stream:
             raise refusal("stream_options needs stream to be true", "stream_options")
+        both = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(both) > 1:
+            raise refusal("max_tokens and max_completion_tokens differ", "max_tokens")
 
     @property
     def stops(self) -> list[str]:
@@ -154,6 +174,13 @@ class CompletionFields(Strict):
     def wants_usage(self) -> bool:
         """A streamed answer ends with a usage chunk."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_running_usage(self) -> bool:
+        """Its other chunks have one too."""
+        return self.wants_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
 
 
 class TextFormat(Strict):
@@ -192,38 +219,20 @@ ResponseFormat = Annotated[
 class ChatRequest(CompletionFields):
     """Body of `/v1/chat/completions`."""
 
+    inert = fields.CHAT
+    asked: ClassVar[str] = "messages"
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
     # What these change is not the answer.
-    store: bool | None = None
-    metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
-    prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    audio: Annotated[Any, Inert()] = None
-    functions: Annotated[Any, Inert(([],))] = None
-    function_call: Annotated[Any, Inert(("none", "auto"))] = None
-    moderation: Annotated[Any, Inert()] = None
-    modalities: Annotated[Any, Inert((["text"],))] = None
-    prediction: Annotated[Any, Inert()] = None
-    reasoning_effort: Annotated[Any, Inert(("none",))] = None
-    response_format: ResponseFormat | None = None
-    service_tier: Annotated[Any, Inert(("auto", "default"))] = None
-    tool_choice: Annotated[Any, Inert(("none", "auto"))] = None
-    tools: Annotated[Any, Inert(([],))] = None
-    verbosity: Annotated[Any, Inert(("medium",))] = None
-    web_search_options: Annotated[Any, Inert()] = None
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
-        both = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(both) > 1:
-            raise refusal("max_tokens and max_completion_tokens differ", "max_tokens")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise refusal("top_logprobs needs logprobs to be true", "top_logprobs")
 
     @property
@@ -247,11 +256,11 @@ class ChatRequest(CompletionFields):
 class CompletionRequest(CompletionFields):
     """Body of `/v1/completions`."""
 
+    inert = fields.COMPLETION
+    asked: ClassVar[str] = "prompt"
     prompt: Text | list[Text] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=5)
     best_of: int | None = Field(None, ge=1)
-    echo: Annotated[Any, Inert((False,))] = None
-    suffix: Annotated[Any, Inert()] = None
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
@@ -276,7 +285,7 @@ class CompletionRequest(CompletionFields):
     @property
     def limit(self) -> int:
         """Longest answer in tokens."""
-        return self.max_tokens or COMPLETION_TOKENS
+        return self.max_completion_tokens or self.max_tokens or COMPLETION_TOKENS
 
     @property
     def alternatives(self) -> int | None:

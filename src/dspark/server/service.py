@@ -103,7 +103,7 @@ class Service:
             grammar = await loop.run_in_executor(self._encoder, self._grammar, schema)
         return SamplingParams(
             temperature=1.0 if body.temperature is None else body.temperature,
-            top_k=body.top_k or 0,
+            top_k=max(body.top_k or 0, 0),
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=None if body.seed is None else body.seed % 2**63,
             max_new_tokens=body.limit or self.max_len,

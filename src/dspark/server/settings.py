@@ -24,6 +24,7 @@ class Settings:
         api_keys: any of them opens the server; without any it is open to all who reach it.
         open_metrics: `/metrics` needs no key.
         cors_origins: origins whose pages may call the server; "*" is any.
+        ignore_unknown: pass fields over that nobody knows, instead of refusing them.
         log_prompts: write prompts and answers to the log.
         recalibrate: refit the confidences' temperatures when they drift.
         drift_limit: mean expected calibration error that counts as drift.
@@ -38,6 +39,7 @@ class Settings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     open_metrics: bool = False
     cors_origins: tuple[str, ...] = ()
+    ignore_unknown: bool = False
     log_prompts: bool = False
     recalibrate: bool = False
     drift_limit: float = 0.05

@@ -31,10 +31,12 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, completion: Completion, wire: Wire, *, usage: bool) -> None:
+    def __init__(
+        self, completion: Completion, wire: Wire, *, usage: bool, running: bool = False
+    ) -> None:
         self._completion = completion
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events(completion, wire, usage=usage), headers=headers)
+        super().__init__(events(completion, wire, usage=usage, running=running), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -43,25 +45,32 @@ class EventStream(StreamingResponse):
             await self._completion.close()
 
 
-async def events(completion: Completion, wire: Wire, *, usage: bool) -> AsyncIterator[str]:
+async def events(
+    completion: Completion, wire: Wire, *, usage: bool, running: bool = False
+) -> AsyncIterator[str]:
     """The events of a completion: opening, pieces, endings, usage, done.
 
     Events that are there at the same time come in one string, which is one write to the client.
 
     Args:
         usage: end with a chunk that carries the usage; the others carry null.
+        running: the others carry the usage so far.
     """
     nothing: dict[str, Any] = {"usage": None} if usage else {}
-    texts = _TextEvents(wire, nothing)
+    texts = None if running else _TextEvents(wire, nothing)
     unfinished, last = len(completion.answers), ""
+
+    def more() -> dict[str, Any]:
+        return {"usage": completion.usage()} if running else nothing
+
     try:
         for answer in completion.answers:
             opening = wire.opening(answer.index)
             if opening is not None:
-                yield event(wire.chunk([opening], **nothing))
+                yield event(wire.chunk([opening], **more()))
         async with aclosing(completion.pieces()) as pieces:
             async for piece in pieces:
-                said = _said(piece, wire, texts, nothing)
+                said = _said(piece, wire, texts, more())
                 unfinished -= piece.finish is not None
                 if not unfinished:
                     last = said
@@ -74,16 +83,16 @@ async def events(completion: Completion, wire: Wire, *, usage: bool) -> AsyncIte
     yield last + DONE
 
 
-def _said(piece: Piece, wire: Wire, texts: _TextEvents, nothing: dict[str, Any]) -> str:
-    """The events of a piece."""
+def _said(piece: Piece, wire: Wire, texts: _TextEvents | None, more: dict[str, Any]) -> str:
+    """The events of a piece, with `more` in each, from a pattern where there is one."""
     said = ""
     told = {"dspark": dspark_of(piece)} if wire.tokens and piece.made else {}
-    if told or (piece.shown and wire.logprobs):
-        said = event(wire.chunk([wire.delta(piece)], **nothing, **told))
-    elif piece.shown:
+    if told or (piece.shown and (wire.logprobs or texts is None)):
+        said = event(wire.chunk([wire.delta(piece)], **more, **told))
+    elif piece.shown and texts is not None:
         said = texts.event(piece)
     if piece.finish is not None:
-        said += event(wire.chunk([wire.closing(piece)], **nothing))
+        said += event(wire.chunk([wire.closing(piece)], **more))
     return said
 
 
