@@ -21,9 +21,10 @@ Key = tuple[str, ...]
 
 
 class Section(BaseModel):
-    """Base of every configuration model: read-only, unknown keys refused."""
+    """Base of every configuration model: read-only, unknown keys refused, values as they stand:
+    no number from a text or a true, and none that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # ------------------------------------------------------------------------------------ training
@@ -98,13 +99,18 @@ class LossSection(Section):
         return self
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSection(Section):
     """`[optim]`: optimiser and learning rate."""
 
     name: Literal["adamw", "muon"] = Field("adamw", description="optimiser")
     lr: float = Field(1e-3, gt=0, description="highest learning rate")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="moment decay rates of AdamW")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.95), strict=False, description="moment decay rates of AdamW"
+    )
     warmup_share: float = Field(0.04, ge=0, le=1, description="share of the run that warms up")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="course of the learning rate after warm-up"

@@ -425,6 +425,31 @@ def test_missing_rope_theta(target: Target, saved: Path) -> None:
             {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": "linear"}},
             ("rotary", "linear"),
         ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},  # beside a default one
+            ("rope_scaling", "rotary", "linear"),
+        ),
+        ({"rope_scaling": {"factor": 4.0}}, ("rope_scaling", "rotary", "4.0")),
+        ({"rope_parameters": "default"}, ("rope_parameters", "no object")),
+        ({"rope_theta": 5.0}, ("rope_parameters.rope_theta and rope_theta differ", "20000, 5")),
+        ({"rope_parameters": {"rope_theta": 0}}, ("rope_theta", "found: 0")),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, ("rope_theta", "found: 1e4")),
+        ({"partial_rotary_factor": 0.5}, ("partial_rotary_factor", "found: 0.5")),
+        ({"attention_bias": True}, ("attention_bias", "found: True")),
+        ({"use_sliding_window": True}, ("use_sliding_window",)),
+        ({"target_layer_ids": [1, 1, 3]}, ("target_layer_ids", "twice")),
+        ({"num_key_value_heads": 3}, ("num_key_value_heads", "divisor of 4", "found: 3")),
+        ({"head_dim": 15}, ("head_dim", "odd", "found: 15")),
+        ({"draft_vocab_size": V + 1}, ("draft_vocab_size", "vocabulary of 160", "found: 161")),
+        ({"markov_head_type": "lstm"}, ("markov_head_type", "vanilla", "found: lstm")),
+        ({"dspark_kind": "medusa"}, ("dspark_kind", "Known are dspark", "found: medusa")),
+        ({"enable_confidence_head": "no"}, ("enable_confidence_head", "found: no")),
+        ({"sample_from_anchor": 1}, ("sample_from_anchor", "found: 1")),
+        ({"target_name": 7}, ("target_name", "found: 7")),
+        ({"architectures": "Qwen3Model"}, ("architecture Qwen3Model",)),
+        ({"architectures": [["x"]]}, ("architecture",)),
+        ({"rms_norm_eps": float("nan")}, ("rms_norm_eps", "found: nan")),
+        ({"rms_norm_eps": -1e-6}, ("rms_norm_eps", "found: -1e-06")),
         ({"layer_types": ["full_attention", "sliding_attention"]}, ("sliding_attention",)),
         ({"hidden_act": "gelu"}, ("gelu", "silu")),
     ],
@@ -434,6 +459,26 @@ def test_unusable_field(
 ) -> None:
     edit(saved, lambda all_fields: all_fields.update(fields))
     refused(lambda: load_drafter(saved, target), *words)
+
+
+WHOLE = ("hidden_size", "vocab_size", "num_target_layers", "block_size", "num_hidden_layers")
+WHOLE += ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+WHOLE += ("max_position_embeddings", "draft_vocab_size", "num_anchors")
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, float("nan"), float("inf"), "7", True, [7]], ids=str)
+@pytest.mark.parametrize("name", WHOLE)
+def test_numbers_without_meaning(saved: Path, name: str, value: Any) -> None:
+    """Each is named with its file and its value; no drafter that drafts nothing."""
+    edit(saved, lambda fields: fields.update({name: value}))
+    where = str(saved / "config.json")
+    refused(lambda: read_checkpoint(saved), f"{where}: {name} is not", f"found: {value}")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(target: Target, saved: Path, value: float) -> None:
+    edit_tensors(saved, lambda tensors: tensors["norm.weight"].__setitem__(3, value))
+    refused(lambda: load_drafter(saved, target), "norm.weight", "not finite", "found: 1 of 64")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from dspark.core import DraftBlock, SamplingParams
@@ -168,4 +169,34 @@ def test_a_file_of_another_version(target: Target, tmp_path: Path) -> None:
     folder = save_drafter(made, tmp_path / "drafter")
     save_file({"inner.weight": torch.zeros(1)}, folder / FILE, {"schema": "dspark.confidence/9"})
     with pytest.raises(CheckpointError, match=r"found: schema dspark\.confidence/9"):
+        load_drafter(folder, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("outer.weight", torch.full((6,), float("nan")), "outer.weight holds no numbers.*0 of 6"),
+        ("outer.bias", torch.tensor(float("inf")), "outer.bias holds no numbers"),
+        ("inner.bias", torch.zeros(6, dtype=torch.int64), "inner.bias holds no numbers.*int64"),
+        ("inner.bias", torch.tensor(1.0), "does not fit its drafter"),
+        ("inner.bias", None, "does not fit its drafter"),
+    ],
+)
+def test_a_file_without_numbers(
+    target: Target, tmp_path: Path, name: str, tensor: Tensor | None, words: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    made: Any = random_drafter(target, K)
+    folder = save_drafter(made, tmp_path / "drafter")
+    path = save_informed(random_head(made), folder, folder / WEIGHTS, {})
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    if tensor is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensor
+    save_file(tensors, path, about)
+    with pytest.raises(CheckpointError, match=words):
         load_drafter(folder, target)

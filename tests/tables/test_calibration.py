@@ -109,12 +109,25 @@ def test_an_entry_belongs_to_a_confidence_head(tmp_path: Path) -> None:
     [
         ({"temperatures": [1.0, 1.0]}, "2 temperatures, 3 survivals for a block of 3"),
         ({"mean_survival": [1.0] * 4}, "3 temperatures, 4 survivals"),
-        ({"temperatures": [1.0, 0.0, 1.0]}, "not positive"),
-        ({"temperatures": [1.0, float("nan"), 1.0]}, "not positive"),
+        ({"temperatures": [1.0, 0.0, 1.0]}, "temperature is 0.0, not a number above 0"),
+        ({"temperatures": [1.0, float("nan"), 1.0]}, "temperature is nan"),
+        ({"temperatures": [1.0, float("inf"), 1.0]}, "temperature is inf"),
+        ({"temperatures": [1.0, True, 1.0]}, "temperature is True"),
+        ({"temperatures": "111"}, "temperature is '1'"),
+        ({"temperature": -1.0}, "temperature is -1.0, not a number from 0 on"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": "1"}, "temperature is '1'"),
+        ({"top_p": 0}, "top_p is 0, not a number above 0 to 1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_k": 1.5}, "top_k is 1.5, not a whole number from 0 on"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"rounds": True}, "rounds is True"),
+        ({"max_new_tokens": "8"}, "max_new_tokens is '8'"),
+        ({"mean_survival": [float("nan")] * 3}, "mean survival is nan"),
         ({"temperatures": [1.0, None, 1.0]}, "damaged"),
         ({"temperatures": 1.0}, "damaged"),
-        ({"mean_survival": [1.2, 0.5, 0.5]}, "no probability"),
-        ({"temperature": "warm"}, "could not convert"),
+        ({"mean_survival": [1.2, 0.5, 0.5]}, "survival is 1.2, not a number from 0 to 1"),
+        ({"temperature": "warm"}, "temperature is 'warm'"),
     ],
 )
 def test_damaged_entries(tmp_path: Path, damage: dict[str, Any], words: str) -> None:
@@ -139,6 +152,8 @@ def test_damaged_files(tmp_path: Path) -> None:
         ({**whole, "schema": "dspark.demo/1"}, "is not a dspark.calibration/1 file"),
         (no_drafter, "no 'drafter'"),
         ({**whole, "drafter": {**whole["drafter"], "block_size": 0}}, "block_size"),
+        ({**whole, "drafter": {**whole["drafter"], "block_size": True}}, "block_size is True"),
+        ({**whole, "drafter": {**whole["drafter"], "sha256": 5}}, "sha256 is 5"),
         (twice, "same way of sampling"),
     ):
         path.write_text(json.dumps(content))

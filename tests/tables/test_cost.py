@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,23 @@ def test_another_machine_or_model_is_refused(tmp_path: Path, field: str, value: 
         {"key": {}},
         {"verify": []},
         {"verify": [[1, -1]]},
+        {"verify": [["1", 0.1]]},
+        {"verify": [[1, "0.1"]]},
+        {"verify": [[1.5, 0.1]]},
+        {"verify": [[True, 0.1]]},
+        {"verify": [[1, True]]},
+        {"verify": [[1, float("nan")]]},
+        {"verify": [[1, float("inf")]]},
+        {"draft": [[0, 0.1]]},
+        {"context": "256"},
+        {"context": -1},
+        {"context": 2.5},
+        {"key": {**asdict(KEY), "threads": 0}},
+        {"key": {**asdict(KEY), "threads": "2"}},
+        {"key": {**asdict(KEY), "machine": 5}},
+        {"short": [[2, [[1, 0.1]]]], "block": 4.5},
+        {"short": [["2", [[1, 0.1]]]], "block": 4},
+        {"of_requests": [[True, [[1, 0.1]]]]},
         {"short": [[2, []]], "block": 4},
         {"short": [[4, [[1, 0.1]]]], "block": 4},
         {"short": [[2, [[1, 0.1]]], [1, [[1, 0.1]]]], "block": 4},

@@ -22,7 +22,7 @@ from dspark.models.checkpoint_config import config_from_json, config_to_json
 from dspark.models.drafter import Drafter, DrafterConfig, SharedWeights
 from dspark.models.informed import FILE as CONFIDENCE
 from dspark.models.layers import PackedLinear, pack_linears
-from dspark.models.registry import make_drafter
+from dspark.models.registry import DRAFTERS, make_drafter
 from dspark.models.target import Target
 from dspark.tables.calibration import FILE as CALIBRATION
 from dspark.tables.calibration import CalibrationTable
@@ -89,7 +89,21 @@ def read_checkpoint(folder: str | Path) -> tuple[DrafterConfig, dict[str, Tensor
             found=f"{type(error).__name__}: {' '.join(str(error).split())[:160]}",
             fix="The folder must hold a whole config.json and model.safetensors; copy it again",
         ) from error
-    return config_from_json(fields), tensors
+    config = config_from_json(fields, str(path / CONFIG))
+    if config.kind not in DRAFTERS:
+        raise CheckpointError(
+            f"{path / CONFIG}: dspark_kind is no kind of drafter known here",
+            found=config.kind,
+            fix=f"Known are {', '.join(DRAFTERS)}",
+        )
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{path / WEIGHTS}: {name} has values that are not finite",
+                found=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()}",
+                fix="Copy or export the checkpoint again",
+            )
+    return config, tensors
 
 
 def load_state(drafter: Drafter, tensors: dict[str, Tensor], where: str) -> None:

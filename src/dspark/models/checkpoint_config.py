@@ -5,32 +5,19 @@ MTP has no public layout there; its folder is for this project and says so in it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
+from dspark.artifacts.values import number, whole_number
 from dspark.errors import CheckpointError
 from dspark.models.drafter import DrafterConfig
 from dspark.models.eagle3 import STEP_LOSS_DECAY
 
 BLOCK, EAGLE3, MTP = "Qwen3DSparkModel", "Qwen3Eagle3Model", "DSparkMTPModel"
 CHAINS = {"eagle3": EAGLE3, "mtp": MTP}  # by kind; all others are block drafters
+HEADS = ("vanilla", "gated", "rnn")
 UNSUPPORTED = {"Gemma4DSparkModel": "its layers have another shape than this backbone"}
-WHOLE_NUMBERS = (
-    "hidden_size",
-    "vocab_size",
-    "num_target_layers",
-    "mask_token_id",
-    "block_size",
-    "ttt_length",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "max_position_embeddings",
-    "markov_rank",
-    "draft_vocab_size",
-    "num_anchors",
-)
+REQUIRED = object()  # in place of a default
 
 
 def config_to_json(config: DrafterConfig, spec_fields: dict[str, Any]) -> dict[str, Any]:
@@ -95,101 +82,185 @@ def _block_fields(config: DrafterConfig) -> dict[str, Any]:
     return fields
 
 
-def config_from_json(fields: Any) -> DrafterConfig:
+def config_from_json(fields: Any, where: str = "config.json") -> DrafterConfig:
     """Read DeepSpec's config fields.
 
+    Args:
+        where: the file, for its mistakes.
+
     Raises:
-        CheckpointError: for an architecture that is not ours or a missing or unusable field.
+        CheckpointError: for an architecture that is not ours or a missing or unusable field; it
+            names file, key and value.
     """
     if not isinstance(fields, dict):
         raise CheckpointError(
-            "The drafter's config.json holds no fields",
-            found=type(fields).__name__,
-            fix="Export it again",
+            f"{where} holds no fields", found=type(fields).__name__, fix="Export it again"
         )
-    architecture = (fields.get("architectures") or ["none"])[0]
-    if architecture not in (BLOCK, EAGLE3, MTP):
-        reason = UNSUPPORTED.get(architecture, "it is not a drafter in DeepSpec's layout")
-        raise CheckpointError(
-            f"Cannot read a drafter of architecture {architecture}",
-            found=reason,
-            fix=f"Supported: {BLOCK}, {EAGLE3}, {MTP}",
-        )
-    _check_fields(fields)
-    try:
-        own = _read_block(fields) if architecture == BLOCK else _read_chain(fields, architecture)
-        rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-        return DrafterConfig(
-            hidden_size=fields["hidden_size"],
-            vocab_size=fields["vocab_size"],
-            num_target_layers=fields["num_target_layers"],
-            target_layer_ids=tuple(fields["target_layer_ids"]),
-            num_layers=fields["num_hidden_layers"],
-            num_heads=fields["num_attention_heads"],
-            num_kv_heads=fields["num_key_value_heads"],
-            head_dim=fields["head_dim"],
-            intermediate_size=fields["intermediate_size"],
-            rms_norm_eps=fields["rms_norm_eps"],
-            rope_theta=rope.get("rope_theta") or fields["rope_theta"],
-            max_positions=fields["max_position_embeddings"],
-            draft_vocab_size=fields.get("draft_vocab_size"),
-            target_name=fields.get("target_name", ""),
-            **own,
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            "The drafter's config.json lacks a field", found=f"no {error}", fix="Export it again"
-        ) from error
+    given = _Fields(fields, where)
+    architecture = given.architecture()
+    _check_layers(given)
+    own = _read_block(given) if architecture == BLOCK else _read_chain(given, architecture)
+    heads, kv_heads = given.whole("num_attention_heads"), given.whole("num_key_value_heads")
+    if heads % kv_heads:
+        raise given.refusal("num_key_value_heads", f"no divisor of {heads} heads")
+    head_dim = given.whole("head_dim")
+    if head_dim % 2:
+        raise given.refusal("head_dim", "odd, and rotary positions turn pairs")
+    vocabulary = given.whole("vocab_size")
+    reduced = given.whole("draft_vocab_size", default=None)
+    if reduced is not None and reduced > vocabulary:
+        raise given.refusal("draft_vocab_size", f"more than the vocabulary of {vocabulary}")
+    return DrafterConfig(
+        hidden_size=given.whole("hidden_size"),
+        vocab_size=vocabulary,
+        num_target_layers=given.whole("num_target_layers"),
+        target_layer_ids=given.taps(may_be_none=architecture == MTP),
+        num_layers=given.whole("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=given.whole("intermediate_size"),
+        rms_norm_eps=given.number("rms_norm_eps"),
+        rope_theta=_rope_theta(given),
+        max_positions=given.whole("max_position_embeddings"),
+        draft_vocab_size=reduced,
+        target_name=given.text("target_name", default=""),
+        **own,
+    )
 
 
-def _read_chain(fields: dict[str, Any], architecture: str) -> dict[str, Any]:
+def _read_chain(given: _Fields, architecture: str) -> dict[str, Any]:
     kind = "mtp" if architecture == MTP else "eagle3"
-    length = fields["block_size" if kind == "mtp" else "ttt_length"]
+    length = given.whole("block_size" if kind == "mtp" else "ttt_length")
     return {"kind": kind, "mask_token_id": None, "block_size": length}
 
 
-def _read_block(fields: dict[str, Any]) -> dict[str, Any]:
-    rank = fields.get("markov_rank", 0)
-    confident = bool(fields.get("enable_confidence_head", False))
+def _read_block(given: _Fields) -> dict[str, Any]:
+    rank = given.whole("markov_rank", least=0, default=0)
+    confident = given.flag("enable_confidence_head", default=False)
+    likely = "dspark" if rank or confident else "dflash"
     return {
-        "kind": fields.get("dspark_kind") or ("dspark" if rank or confident else "dflash"),
-        "mask_token_id": fields["mask_token_id"],
-        "block_size": fields["block_size"],
+        "kind": given.text("dspark_kind", default=likely),
+        "mask_token_id": given.whole("mask_token_id", least=0),
+        "block_size": given.whole("block_size"),
         "markov_rank": rank,
-        "markov_head_type": fields.get("markov_head_type", "vanilla"),
+        "markov_head_type": given.text("markov_head_type", default="vanilla", among=HEADS),
         "confidence_head": confident,
-        "confidence_with_markov": fields.get("confidence_head_with_markov", bool(rank)),
-        "num_anchors": fields.get("num_anchors", 512),
-        "sample_from_anchor": fields.get("sample_from_anchor", True),
+        "confidence_with_markov": given.flag("confidence_head_with_markov", default=bool(rank)),
+        "num_anchors": given.whole("num_anchors", default=512),
+        "sample_from_anchor": given.flag("sample_from_anchor", default=True),
     }
 
 
-def _check_fields(fields: dict[str, Any]) -> None:
-    """Refuse values that would fail later, or would be passed over in silence."""
-    for name in WHOLE_NUMBERS:
-        value = fields.get(name)
-        if value is not None and (type(value) is not int or value < 0):
+class _Fields:
+    """The fields of one file, read one by one; null is as good as none.
+
+    Every reader raises CheckpointError: a field is missing, or its value is of no use.
+    """
+
+    def __init__(self, given: dict[str, Any], where: str) -> None:
+        self.given, self.where = given, where
+
+    def refusal(self, name: str, why: str) -> CheckpointError:
+        """The error about a value."""
+        what = f"{self.where}: {name} is {why}"
+        return CheckpointError(what, found=self.given.get(name), fix="Export the drafter again")
+
+    def whole(self, name: str, least: int = 1, default: Any = REQUIRED) -> Any:
+        return self._checked(name, default, lambda value: whole_number(value, "it", least))
+
+    def number(self, name: str, default: Any = REQUIRED) -> Any:
+        return self._checked(name, default, lambda value: number(value, "it", above=True))
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.refusal(name, "neither true nor false")
+        return value
+
+    def text(self, name: str, default: str, among: Collection[str] | None = None) -> str:
+        value = self.get(name, default)
+        if not isinstance(value, str) or (among is not None and value not in among):
+            raise self.refusal(name, f"none of {', '.join(among)}" if among else "no text")
+        return value
+
+    def architecture(self) -> str:
+        """The first of those named, which must be one of ours."""
+        names = self.get("architectures", ["none"]) or ["none"]
+        name = names[0] if isinstance(names, list) else names
+        if name not in (BLOCK, EAGLE3, MTP):
+            reason = UNSUPPORTED.get(str(name), "it is not a drafter in DeepSpec's layout")
             raise CheckpointError(
-                f"The drafter's {name} is not a whole number", found=value, fix="Export it again"
+                f"{self.where}: cannot read a drafter of architecture {name}",
+                found=reason,
+                fix=f"Supported: {BLOCK}, {EAGLE3}, {MTP}",
             )
-    taps = fields.get("target_layer_ids", [])
-    tapless = fields["architectures"][0] == MTP
-    wrong = not isinstance(taps, list) or any(type(tap) is not int for tap in taps)
-    if wrong or ("target_layer_ids" in fields and not taps and not tapless):
+        return str(name)
+
+    def taps(self, may_be_none: bool) -> tuple[int, ...]:
+        """Target layers to tap."""
+        taps = self.get("target_layer_ids", REQUIRED)
+        if not isinstance(taps, list) or any(type(tap) is not int for tap in taps):
+            raise self.refusal("target_layer_ids", "not a list of layers")
+        if not (taps or may_be_none) or len(set(taps)) < len(taps):
+            raise self.refusal("target_layer_ids", "a list with a layer twice" if taps else "empty")
+        return tuple(taps)
+
+    def get(self, name: str, default: Any) -> Any:
+        """A value as it stands."""
+        value = self.given.get(name)
+        if value is not None:
+            return value
+        if default is REQUIRED:
+            found = f"no {name!r}" if name not in self.given else f"{name!r} is null"
+            raise CheckpointError(
+                f"{self.where} lacks a field", found=found, fix="Export the drafter again"
+            )
+        return default
+
+    def _checked(self, name: str, default: Any, check: Callable[[Any], Any]) -> Any:
+        value = self.get(name, default)
+        try:
+            return value if value is default else check(value)
+        except ValueError as error:
+            why = str(error).partition(", ")[2]
+            raise self.refusal(name, why) from error
+
+
+def _rope_theta(given: _Fields) -> float:
+    """The rotary base; every place that may scale positions is looked at, not the first alone."""
+    bases = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = given.get(name, {})
+        if not isinstance(rope, dict):
+            raise given.refusal(name, "no object")
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind != "default" or rope.get("factor", 1) not in (None, 1):
+            raise given.refusal(name, "a scaling of rotary positions, and only plain ones are read")
+        inner = _Fields(rope, f"{given.where}: {name}")
+        if (base := inner.number("rope_theta", default=None)) is not None:
+            bases[f"{name}.rope_theta"] = base
+    if not bases or given.given.get("rope_theta") is not None:
+        bases["rope_theta"] = given.number("rope_theta")
+    if len(set(bases.values())) > 1:
         raise CheckpointError(
-            "The drafter's target_layer_ids are not a list of layers",
-            found=taps,
-            fix="Export it again",
+            f"{given.where}: {' and '.join(bases)} differ",
+            found=", ".join(f"{base:g}" for base in bases.values()),
+            fix="Leave the wrong one out",
         )
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if (rope.get("rope_type") or rope.get("type") or "default") != "default":
-        raise CheckpointError(
-            "The drafter scales its rotary positions", found=rope, fix="Only plain rotary is read"
-        )
-    layers = set(fields.get("layer_types") or ()) - {"full_attention"}
-    if layers or fields.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(
-            "The drafter's layers are of another kind",
-            found=", ".join(sorted(layers)) or fields["hidden_act"],
-            fix="Only full attention with silu is read",
-        )
+    return min(bases.values())
+
+
+def _check_layers(given: _Fields) -> None:
+    """Refuse what would be passed over in silence: layers of another kind than the backbone's."""
+    for name, plain in (
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("use_sliding_window", False),
+        ("partial_rotary_factor", 1),
+    ):
+        if given.get(name, plain) != plain:
+            raise given.refusal(name, f"not read; it must be {str(plain).lower()}")
+    kinds = given.get("layer_types", [])
+    if not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}:
+        raise given.refusal("layer_types", "not read; all must be full_attention")

@@ -198,11 +198,15 @@ def load_informed(folder: Path, weights: Path, clue_count: int) -> InformedConfi
             fix=fix,
         )
     shapes = {name: tuple(t.shape) for name, t in tensors.items()}
-    units = len(tensors.get("inner.bias", ()))
-    wanted = dict(zip(_TENSORS, ((units, clue_count), (units,), (units,), ()), strict=True))
+    units = shapes.get("inner.bias", (0,))[:1]
+    wanted = dict(zip(_TENSORS, ((*units, clue_count), units, units, ()), strict=True))
     if shapes != wanted:
         raise CheckpointError(
             f"{path} does not fit its drafter", found=f"{shapes}, not {wanted}", fix=fix
         )
+    for name, tensor in tensors.items():
+        if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+            found = f"{tensor.dtype}, {int(tensor.isfinite().sum())} of {tensor.numel()} finite"
+            raise CheckpointError(f"{path}: {name} holds no numbers", found=found, fix=fix)
     inner_HC, inner_bias_H, outer_H, outer_bias = (tensors[name] for name in _TENSORS)
     return InformedConfidence(inner_HC, inner_bias_H, outer_H, outer_bias, sha256_file(path))

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dspark.artifacts import read_artifact, write_artifact
+from dspark.artifacts.values import number, whole_number
 from dspark.errors import ConfigError, DataError, IncompatibleDrafterError
 
 SCHEMA = "dspark.calibration/1"
@@ -194,9 +195,9 @@ def _worded(key: Key) -> str:
 def _parse(content: dict[str, Any]) -> CalibrationTable:
     """A table from a file's content; KeyError, TypeError or ValueError where it is damaged."""
     drafter = content["drafter"]
-    size = drafter["block_size"]
-    if not isinstance(drafter["sha256"], str) or type(size) is not int or size < 1:
-        raise ValueError("the drafter's sha256 or block_size is no such thing")
+    size = whole_number(drafter["block_size"], "block_size", least=1)
+    if not isinstance(drafter["sha256"], str):
+        raise ValueError(f"sha256 is {drafter['sha256']!r}, no text")
     entries = tuple(_parse_entry(row, size) for row in content["entries"])
     if len({entry.key for entry in entries}) < len(entries):
         raise ValueError("two entries are for the same way of sampling")
@@ -206,23 +207,19 @@ def _parse(content: dict[str, Any]) -> CalibrationTable:
 
 
 def _parse_entry(row: dict[str, Any], size: int) -> CalibrationEntry:
+    whole = {name: whole_number(row[name], name) for name in ("rounds", "prompts")}
     entry = CalibrationEntry(
-        float(row["temperature"]),
-        float(row["top_p"]),
-        int(row["top_k"]),
-        tuple(map(float, row["temperatures"])),
-        tuple(map(float, row["mean_survival"])),
-        int(row["rounds"]),
-        int(row["prompts"]),
-        int(row["max_new_tokens"]),
-        dict(row["metrics"]),
-        str(row.get("confidence", "")),
+        number(row["temperature"], "temperature"),
+        number(row["top_p"], "top_p", above=True, most=1.0),
+        whole_number(row["top_k"], "top_k"),
+        tuple(number(t, "a slot's temperature", above=True) for t in row["temperatures"]),
+        tuple(number(a, "a mean survival", most=1.0) for a in row["mean_survival"]),
+        **whole,
+        max_new_tokens=whole_number(row["max_new_tokens"], "max_new_tokens"),
+        metrics=dict(row["metrics"]),
+        confidence=str(row.get("confidence", "")),
     )
     if len(entry.temperatures) != size or len(entry.mean_survival) != size:
         lengths = f"{len(entry.temperatures)} temperatures, {len(entry.mean_survival)} survivals"
         raise ValueError(f"{lengths} for a block of {size}")
-    if not all(0 < t < math.inf for t in entry.temperatures):
-        raise ValueError(f"a temperature of a slot is not positive: {list(entry.temperatures)}")
-    if not all(0 <= a <= 1 for a in entry.mean_survival):
-        raise ValueError(f"a mean survival is no probability: {list(entry.mean_survival)}")
     return entry

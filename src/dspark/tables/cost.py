@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark.artifacts import read_artifact, write_artifact
+from dspark.artifacts.values import number, whole_number
 from dspark.errors import DataError, IncompatibleDrafterError
 
 SCHEMA = "dspark.cost/1"
@@ -164,10 +165,10 @@ class CostTable:
         content = read_artifact(path, SCHEMA)
         try:
             table = cls(
-                CostKey(**content["key"]),
-                rising(content["verify"]),
-                rising(content["draft"]) if content["draft"] else (),
-                int(content["context"]),
+                _key(content["key"]),
+                rising(_points(content["verify"])),
+                rising(_points(content["draft"])) if content["draft"] else (),
+                whole_number(content["context"], "context"),
                 *_short(content.get("block", 0), content.get("short", ())),
                 _of_requests(content.get("of_requests", ())),
             )
@@ -196,6 +197,24 @@ class CostTable:
                     found=f"table {str(mine)[:60] or 'unnamed'}, here {str(theirs)[:60]}",
                     fix="Measure here with `dspark profile`",
                 )
+
+
+def _key(fields: Mapping[str, Any]) -> CostKey:
+    """A table's key from a file; TypeError or ValueError where it is damaged."""
+    key = CostKey(**fields)
+    whole_number(key.threads, "threads", least=1)
+    for name, value in asdict(key).items():
+        if name != "threads" and not isinstance(value, str):
+            raise ValueError(f"{name} is {value!r}, no text")
+    return key
+
+
+def _points(points: Sequence[Any]) -> list[tuple[int, float]]:
+    """Points from a file, each number what it says."""
+    return [
+        (whole_number(size, "a size", least=1), number(seconds, "a time", above=True))
+        for size, seconds in points
+    ]
 
 
 def rising(points: Sequence[Sequence[float]]) -> Points:
@@ -228,11 +247,11 @@ def _short(block: int, points: Sequence[Any]) -> tuple[int, tuple[tuple[int, Poi
     Raises:
         ValueError: slots that do not rise from 1 to less than a block.
     """
-    short = tuple((int(slots), rising(times)) for slots, times in points)
-    sizes = [slots for slots, _ in short]
-    if short and (sizes != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] < int(block)):
+    short = tuple((whole_number(slots, "slots"), rising(_points(times))) for slots, times in points)
+    sizes, block = [slots for slots, _ in short], whole_number(block, "block")
+    if short and (sizes != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] < block):
         raise ValueError("slots of short blocks must rise and stay below the block's")
-    return int(block) if short else 0, short
+    return block if short else 0, short
 
 
 def _of_requests(points: Sequence[Any]) -> tuple[tuple[int, Points], ...]:
@@ -241,7 +260,9 @@ def _of_requests(points: Sequence[Any]) -> tuple[tuple[int, Points], ...]:
     Raises:
         ValueError: requests that do not rise from 1 on, or rows fewer than requests.
     """
-    found = tuple((int(requests), rising(times)) for requests, times in points)
+    found = tuple(
+        (whole_number(requests, "requests"), rising(_points(times))) for requests, times in points
+    )
     numbers = [requests for requests, _ in found]
     if found and (numbers != sorted(set(numbers)) or numbers[0] < 1):
         raise ValueError("numbers of requests must rise from 1 on")
