@@ -94,9 +94,9 @@ void products(const dspark::Table* level, int is_bf16, int type, int threads) {
     for (long row = 0; row < most; row++)
         level->linear(is_bf16, &weight, static_cast<const char*>(x.data()) + row * in * size, bias.data(),
                       static_cast<const char*>(residual.data()) + row * out * size,
-                      static_cast<char*>(alone.data()) + row * out * size, 1, 0, threads);
+                      static_cast<char*>(alone.data()) + row * out * size, 1, threads);
     for (long rows = 1; rows <= most; rows++) {
-        level->linear(is_bf16, &weight, x.data(), bias.data(), residual.data(), y.data(), rows, 0, threads);
+        level->linear(is_bf16, &weight, x.data(), bias.data(), residual.data(), y.data(), rows, threads);
         expect(!std::memcmp(y.data(), alone.data(), rows * out * size), level->name, "a row depends on others");
     }
     const Floats own = type == 2 ? bytes_of(x, most, in) : x.exact;

@@ -81,6 +81,21 @@ def test_two_processes_at_once_compile_into_an_empty_cache(compiled: Path) -> No
 
 
 @needs_kernels
+@pytest.mark.parametrize("level", compiling.LEVELS.get(compiling.machine(), ()))
+def test_no_level_is_left_out_that_the_compiler_knows(level: str) -> None:
+    """A mistake in the sources would leave it out in silence."""
+    compiler, own = compiling.find_compiler(), build.library()
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    assert own is not None
+    flags = compiling.LEVELS[compiling.machine()][level]
+    known = subprocess.run(
+        [compiler, *flags, "-x", "c++", "-fsyntax-only", os.devnull], capture_output=True
+    )
+    assert hasattr(own, f"dspark_{level}") == (known.returncode == 0)
+
+
+@needs_kernels
 @pytest.mark.parametrize("level", native.usable()[1:])
 def test_every_level_can_be_asked_for(level: str, compiled: Path) -> None:
     lines = run(DSPARK_CACHE=str(compiled), DSPARK_KERNELS=level)
@@ -178,7 +193,8 @@ def test_a_level_that_the_compiler_cannot_make_is_left_out(
 ) -> None:
     real = compiling.find_compiler()
     assert real is not None
-    old = compiler_that(f'case "$*" in *{BEST}*) exit 1;; esac; exec {real} "$@"', tmp_path / "old")
+    refuse = f'case "$*" in *"-DDSPARK_LEVEL={BEST} "*) exit 1;; esac; exec {real} "$@"'
+    old = compiler_that(refuse, tmp_path / "old")
     if len(native.usable()) < 3:
         pytest.skip("one level alone")
     monkeypatch.setattr(compiling, "FLAGS", (*compiling.FLAGS, "-O0"))

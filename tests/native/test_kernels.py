@@ -67,6 +67,42 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(dtype: torch.dtype, th
 
 
 @TYPES
+def test_rows_do_not_depend_on_others_however_small_or_unlike_their_numbers(
+    dtype: torch.dtype,
+) -> None:
+    """Tiles take what is not normal for zero, and round in an order of their own."""
+    for powers in ((-126, -40), (-70, -50), (-30, 30)):
+        weight, x = (
+            torch.randn(rows, 576) * 2.0 ** torch.randint(*powers, (rows, 576)) for rows in (70, 19)
+        )
+        product, x = packed(weight.to(dtype)), x.to(dtype)
+        together = native.linear(x, product)
+        for rows in (1, 2, 3, 7, 16, 17):
+            assert torch.equal(native.linear(x[:rows], product), together[:rows]), (powers, rows)
+
+
+@TYPES
+def test_many_rows(dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(84, 320).to(dtype), torch.randn(84).to(dtype)
+    product = packed(weight)
+    for rows in (31, 32, 33, 48, 64, 100, 257):
+        x, residual = torch.randn(rows, 320).to(dtype), torch.randn(rows, 84).to(dtype)
+        exact = x.double() @ weight.double().T + bias.double() + residual.double()
+        near(native.linear(x, product, bias, residual), exact, math.sqrt(320))
+
+
+def test_products_of_pytorch_in_between_change_nothing() -> None:
+    """It may use the same registers for tiles, in other shapes."""
+    weight, x = (torch.randn(rows, 192).to(BFLOAT16) for rows in (64, 21))
+    product, expected = packed(weight), (x.double() @ weight.double().T)
+    other, other_x = (torch.randn(rows, 512).to(BFLOAT16) for rows in (256, 40))
+    other_expected = other_x.double() @ other.double().T
+    for _ in range(3):
+        near(native.linear(x, product), expected, math.sqrt(192))
+        near(F.linear(other_x, other), other_expected, math.sqrt(512))
+
+
+@TYPES
 @pytest.mark.parametrize(("outputs", "inputs"), [(16, 64), (17, 32), (130, 96), (5, 576)])
 def test_products_of_eight_bits_are_exact(dtype: torch.dtype, outputs: int, inputs: int) -> None:
     """Sums of whole numbers: what rounding to bytes loses is all that is lost."""

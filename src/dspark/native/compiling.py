@@ -23,12 +23,14 @@ CHECK = ".sha256"  # ending of the file beside a library
 TIMEOUT_S = 300
 
 _X86_512 = "-march=x86-64-v4"
+_X86_BF16 = ("-mavx512bf16", "-mavx512vnni")
 # What each level may use, worst first; each runs on processors that run the one after it.
 LEVELS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "avx2": ("-march=x86-64-v3",),
         "avx512": (_X86_512,),
-        "avx512_bf16": (_X86_512, "-mavx512bf16", "-mavx512vnni"),
+        "avx512_bf16": (_X86_512, *_X86_BF16),
+        "amx": (_X86_512, *_X86_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     },
     "aarch64": {
         "neon": ("-march=armv8-a",),

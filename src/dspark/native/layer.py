@@ -55,7 +55,7 @@ class _Batch(Structure):
 
     _fields_: ClassVar[_Fields] = _fields(
         c_void_p="cos sin slots positions firsts stops",
-        c_long="rows tall cache_slots max_len",
+        c_long="rows cache_slots max_len",
         c_int="threads",
     )
 
@@ -217,7 +217,6 @@ class NativeBatch:
             *(x.data_ptr() for x in held),
             *([None] * (6 - len(held))),
             len(slots_T),
-            0,
             cache_slots,
             max_len,
             torch.get_num_threads(),

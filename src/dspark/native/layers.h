@@ -30,7 +30,7 @@ void* ahead(void* base, long numbers, int is_bf16) {
 int run_layer(const Layer* layer, const Batch* batch, const void* x, void* keys, void* values,
               void* y) {
     const int kind = layer->is_bf16, threads = batch->threads;
-    const long rows = batch->rows, tall = batch->tall, bytes = rows * (kind ? 2 : 4), size = layer->size;
+    const long rows = batch->rows, bytes = rows * (kind ? 2 : 4), size = layer->size;
     const long queries = layer->heads * size, rotated = queries + layer->kv_heads * size;
     const long width = rotated + layer->kv_heads * size;
     const long hidden = layer->hidden, inner = layer->inner;
@@ -44,7 +44,7 @@ int run_layer(const Layer* layer, const Batch* batch, const void* x, void* keys,
     void* gated = parts.take(bytes * inner);
 
     norm(kind, x, layer->norm_in, normed, rows, hidden, layer->eps, threads);
-    linear(kind, layer->qkv, normed, layer->qkv_bias, nullptr, qkv, rows, tall, threads);
+    linear(kind, layer->qkv, normed, layer->qkv_bias, nullptr, qkv, rows, threads);
     if (layer->norm_q)
         for (long row = 0; row < rows; row++) {
             void* q = ahead(qkv, row * width, kind);
@@ -60,12 +60,12 @@ int run_layer(const Layer* layer, const Batch* batch, const void* x, void* keys,
         layer->heads, layer->kv_heads, size, batch->cache_slots, batch->max_len, layer->scale,
         threads);
     if (failed) return failed;
-    linear(kind, layer->out, mixed, layer->out_bias, x, between, rows, tall, threads);
+    linear(kind, layer->out, mixed, layer->out_bias, x, between, rows, threads);
     norm(kind, between, layer->norm_mlp, normed, rows, hidden, layer->eps, threads);
-    linear(kind, layer->gate_up, normed, layer->gate_up_bias, nullptr, gate_up, rows, tall,
+    linear(kind, layer->gate_up, normed, layer->gate_up_bias, nullptr, gate_up, rows,
            threads);
     gate(kind, gate_up, gated, rows, inner, layer->silu, threads);
-    linear(kind, layer->down, gated, layer->down_bias, between, y, rows, tall, threads);
+    linear(kind, layer->down, gated, layer->down_bias, between, y, rows, threads);
     return 0;
 }
 
@@ -74,7 +74,7 @@ int run_layer(const Layer* layer, const Batch* batch, const void* x, void* keys,
 int context_rows(const Context* context, const Batch* batch, const void* features,
                  void* const* keys, void* const* values) {
     const int kind = context->is_bf16, threads = batch->threads;
-    const long rows = batch->rows, tall = batch->tall, bytes = rows * (kind ? 2 : 4), hidden = context->hidden;
+    const long rows = batch->rows, bytes = rows * (kind ? 2 : 4), hidden = context->hidden;
     const long part = context->kv_heads * context->size, width = 2 * part * context->layers;
     for (long row = 0; row < rows; row++)
         if (batch->slots[row] < 0 || batch->slots[row] >= batch->cache_slots ||
@@ -85,9 +85,9 @@ int context_rows(const Context* context, const Batch* batch, const void* feature
     void* normed = parts.take(bytes * hidden);
     void* kv = parts.take(bytes * width);
     void* rotated = parts.take(bytes * part);
-    linear(kind, context->fc, features, nullptr, nullptr, joined, rows, tall, threads);
+    linear(kind, context->fc, features, nullptr, nullptr, joined, rows, threads);
     norm(kind, joined, context->norm, normed, rows, hidden, context->eps, threads);
-    linear(kind, context->kv, normed, nullptr, nullptr, kv, rows, tall, threads);
+    linear(kind, context->kv, normed, nullptr, nullptr, kv, rows, threads);
     for (long layer = 0; layer < context->layers; layer++) {
         void* k = ahead(kv, 2 * layer * part, kind);
         for (long row = 0; row < rows; row++) {

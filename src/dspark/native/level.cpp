@@ -28,6 +28,9 @@ double multiplied(long rounds) {
 }
 
 double peak(int is_bf16, long rounds) {
+#if DSPARK_TILES
+    if (is_bf16) return tile_peak(rounds);
+#endif
     return is_bf16 ? multiplied<bf16>(rounds) : multiplied<float>(rounds);
 }
 

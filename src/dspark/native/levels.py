@@ -20,7 +20,7 @@ _ADDRESS, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ct
 # table.h, Table: results and arguments of its functions, in order.
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "pack": (None, [_INT, _ADDRESS, _ADDRESS, _INT]),
-    "linear": (None, [_INT, *[_ADDRESS] * 5, *[_SIZE] * 2, _INT]),
+    "linear": (None, [_INT, *[_ADDRESS] * 5, _SIZE, _INT]),
     "attend": (
         _INT,
         [_INT, *[_ADDRESS, _SIZE] * 3, *[_ADDRESS] * 7, *[_SIZE] * 6, _FLOAT, _INT],

@@ -3,7 +3,7 @@
 // W [out, in] lies in panels of 16 outputs, so that a panel is read in one run.
 #pragma once
 
-#include "products.h"
+#include "tiles.h"
 
 namespace dspark::DSPARK_LEVEL {
 
@@ -21,35 +21,6 @@ constexpr int panels_beside(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1
 #endif
 constexpr long AHEAD = DSPARK_BYTES == 64 ? 2048 : 4096;  // bytes asked for early, by measurement
 constexpr int FIRST = 4;      // steps of the next tile asked for early: it begins on new pages
-
-// W: type of the weight, T: of residual and result.
-template <class W, class T>
-struct Job {
-    const W* weight;
-    const typename Product<W>::Input* x;
-    const float* x_scales;   // int8: of each row
-    const float* w_scales;   // int8: of each output
-    const int32_t* w_sums;   // int8: of each output's weights
-    const T* bias;
-    const T* residual;
-    T* y;
-    long rows, out, in;
-};
-
-template <class W, class T>
-inline floats finished(const Job<W, T>&, long, long, floats sum) {
-    return sum;
-}
-
-// Exact sums of int8 products, scaled back.
-template <class T>
-inline floats finished(const Job<int8_t, T>& job, long row, long column, ints sum) {
-    ints weights;  // packed: whole panels
-    std::memcpy(&weights, job.w_sums + column, sizeof weights);
-    sum -= weights * Product<int8_t>::SHIFT;
-    const floats scale = load(job.w_scales + column) * job.x_scales[row];
-    return __builtin_convertvector(sum, floats) * scale;
-}
 
 template <class W>
 inline void ahead(const W* weight) {
@@ -91,14 +62,8 @@ void tile(const Job<W, T>& job, long row, long panel) {
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
 #pragma GCC unroll 16
-        for (int v = 0; v < V; v++) {
-            const long column = panel * PANEL + v * LANES, left = job.out - column;
-            const long at = (row + m) * job.out + column;
-            floats y = finished(job, row + m, column, sums[m][v]);
-            if (job.bias) y += load_some(job.bias + column, left);
-            if (job.residual) y += load_some(job.residual + at, left);
-            store_some(job.y + at, y, left);
-        }
+        for (int v = 0; v < V; v++)
+            write_out(job, row + m, panel * PANEL + v * LANES, sums[m][v]);
     }
 }
 
@@ -130,21 +95,48 @@ void by_rows(const Job<W, T>& job, long rows, long panel, long end) {
     panels<W, T, M>(job, panel, end);
 }
 
-template <class W, class T>
-void run(const Job<W, T>& job, int threads) {
-    const long groups = (job.rows + MOST_ROWS - 1) / MOST_ROWS;
-    const long rows = (job.rows + groups - 1) / groups;  // of the largest group
-    if (job.rows * job.out * job.in < SMALL) threads = 1;
-    parallel(threads, (job.out + PANEL - 1) / PANEL, panels_beside(rows),
-             [&](long begin, long end) { by_rows<W, T, MOST_ROWS>(job, rows, begin, end); });
-}
-
 template <class T>
 const float* widened(const T* x, long count) {
     float* wide = scratch<float>(WIDE_INPUT, count);
     for (long i = 0; i < count; i += LANES)
         store_some(wide + i, load_some(x + i, count - i), count - i);
     return wide;
+}
+
+#if DSPARK_TILES
+// Whether the product is done. Sums of bytes are exact, so any way finds the same.
+template <class W, class T>
+bool run_by_tiles(const Job<W, T>& job, int threads) {
+    if constexpr (sizeof(W) == 4) {
+        return false;
+    } else {
+        if (!tiles_serve<W>(job.in) || (sizeof(W) == 1 && job.rows <= FEW_BYTES)) return false;
+        if constexpr (sizeof(W) == 2) {
+            if (job.rows <= FEW_BF16) {
+                const float* x = widened(job.x, job.rows * job.in);
+                if (job.rows == 1)
+                    run_few<T, 1>(job, x, threads);
+                else
+                    run_few<T, 2>(job, x, threads);
+                return true;
+            }
+        }
+        run_tiles(job, threads);
+        return true;
+    }
+}
+#endif
+
+template <class W, class T>
+void run(const Job<W, T>& job, int threads) {
+    if (job.rows * job.out * job.in < SMALL) threads = 1;
+#if DSPARK_TILES
+    if (run_by_tiles(job, threads)) return;
+#endif
+    const long groups = (job.rows + MOST_ROWS - 1) / MOST_ROWS;
+    const long rows = (job.rows + groups - 1) / groups;  // of the largest group
+    parallel(threads, (job.out + PANEL - 1) / PANEL, panels_beside(rows),
+             [&](long begin, long end) { by_rows<W, T, MOST_ROWS>(job, rows, begin, end); });
 }
 
 template <class T>
@@ -196,7 +188,7 @@ void multiply(const Weight* weight, const T* x, const T* bias, const T* residual
 }
 
 void linear(int is_bf16, const Weight* weight, const void* x, const void* bias,
-            const void* residual, void* y, long rows, long /* tall */, int threads) {
+            const void* residual, void* y, long rows, int threads) {
     const Clock clock(Kind::linear);
     if (!rows) return;
     dispatch(is_bf16, [&](auto type) {

@@ -111,7 +111,6 @@ def linear(
         None if residual is None else residual.data_ptr(),
         y.data_ptr(),
         x.numel() // weight.columns,
-        0,
         torch.get_num_threads(),
     )
     return y

@@ -13,8 +13,13 @@
 
 #include "table.h"
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
 #include <sys/auxv.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace dspark {
@@ -226,6 +231,18 @@ bool runs_avx512_bf16() {
     return runs_avx512() && __builtin_cpu_supports("avx512bf16") &&
            __builtin_cpu_supports("avx512vnni");
 }
+// Tiles are used only by a process that has asked the system for their registers.
+bool runs_amx() {
+#if defined(__linux__)
+    constexpr long ASK_FOR_STATE = 0x1023, TILES = 18;  // arch_prctl: ARCH_REQ_XCOMP_PERM
+    unsigned a, b, c, d = 0;
+    if (!runs_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const bool bf16 = d >> 22 & 1, tiles = d >> 24 & 1, bytes = d >> 25 & 1;
+    return bf16 && tiles && bytes && !syscall(SYS_arch_prctl, ASK_FOR_STATE, TILES);
+#else
+    return false;
+#endif
+}
 #elif defined(__aarch64__)
 bool runs_neon() { return true; }
 bool runs_neon_bf16() {  // with dot products of bytes
@@ -257,6 +274,9 @@ extern const dspark::Table dspark_avx512;
 #if defined(HAS_avx512_bf16)
 extern const dspark::Table dspark_avx512_bf16;
 #endif
+#if defined(HAS_amx)
+extern const dspark::Table dspark_amx;
+#endif
 #if defined(HAS_neon)
 extern const dspark::Table dspark_neon;
 #endif
@@ -274,6 +294,9 @@ static const dspark::Level LEVELS[] = {
 #endif
 #if defined(HAS_avx512_bf16)
     LEVEL(avx512_bf16, runs_avx512_bf16)
+#endif
+#if defined(HAS_amx)
+    LEVEL(amx, runs_amx)
 #endif
 #if defined(HAS_neon)
     LEVEL(neon, runs_neon)

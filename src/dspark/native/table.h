@@ -38,12 +38,11 @@ struct Context {
     float eps;
 };
 
-// Rows of one forward: rotary tables [rows, size], where each belongs and what it sees. The first
-// `tall` rows are prompts', which a level may multiply in a way of its own.
+// Rows of one forward: rotary tables [rows, size], where each belongs and what it sees.
 struct Batch {
     const void *cos, *sin;
     const int64_t *slots, *positions, *firsts, *stops;
-    long rows, tall, cache_slots, max_len;
+    long rows, cache_slots, max_len;
     int threads;
 };
 
@@ -63,7 +62,7 @@ struct Table {
     void (*pack)(int from, const void* weight, const Weight* packed, int threads);
     // x [rows, in], residual and y [rows, out], bias [out]; bias and residual may be null.
     void (*linear)(int is_bf16, const Weight* weight, const void* x, const void* bias,
-                   const void* residual, void* y, long rows, long tall, int threads);
+                   const void* residual, void* y, long rows, int threads);
     // Writes new keys and values into the cache and attends. 0, or 1 where a row lies outside of
     // the cache (nothing is touched then).
     int (*attend)(int is_bf16, const void* q, long q_stride, const void* k, long k_stride,

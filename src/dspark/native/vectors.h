@@ -29,6 +29,12 @@
 #define DSPARK_BF16_DOT 0
 #endif
 
+#if defined(__AMX_BF16__)
+#define DSPARK_TILES 1  // and tiles of them, and of bytes
+#else
+#define DSPARK_TILES 0
+#endif
+
 namespace dspark::DSPARK_LEVEL {
 
 constexpr long LANES = DSPARK_BYTES / 4;
