@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from dspark.config import TrainConfig, load_config, merge, valid_keys
+from dspark.config import TrainConfig, at_share, load_config, merge, valid_keys
 from dspark.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -131,3 +131,34 @@ def test_merge_leaves_its_arguments_alone() -> None:
     base, over = {"a": {"x": 1}, "b": 2}, {"a": {"y": 3}, "b": {"z": 4}}
     assert merge(base, over) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
     assert base == {"a": {"x": 1}, "b": 2}
+
+
+WRONG = [
+    "-0.1", "true", '"much"', "[]", "[[0.5, 1.0], [0.5, 2.0]]", "[[0.6, 1.0], [0.5, 2.0]]",
+    "[[0.0, 1.0], [1.5, 2.0]]", "[[0.0, -1.0]]", "[0.0, 1.0]", "[[0.0]]", "nan", "[[0.0, inf]]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_weight_that_is_none_is_refused_in_a_line(tmp_path: Path, value: str) -> None:
+    recipe = write(tmp_path, "a.toml", 'out = "x"\n[data]\nresponses = ["r"]\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, TrainConfig, [f"loss.kl={value}"])
+    words = str(caught.value)
+    assert words.startswith(f"'loss.kl' in --set loss.kl={value} cannot be used: give a number")
+    assert "\n" not in words
+
+
+def test_a_weight_may_follow_points(tmp_path: Path) -> None:
+    text = 'out = "x"\n[data]\nresponses = ["r"]\n[loss]\nkl = [[0, 1], [0.3, 0.0]]\n'
+    loss = load_config(write(tmp_path, "a.toml", text), TrainConfig).loss
+    assert [at_share(loss.kl, share) for share in (0.0, 0.15, 0.3, 1.0)] == [1.0, 0.5, 0.0, 0.0]
+    assert at_share(loss.tv, 0.15) == 0.9
+
+
+def test_candidates_need_a_loss_of_their_own(tmp_path: Path) -> None:
+    recipe = write(tmp_path, "a.toml", 'out = "x"\n[data]\nresponses = ["r"]\n')
+    with pytest.raises(ConfigError, match=r"drafter\.candidates needs loss\.base above 0"):
+        load_config(recipe, TrainConfig, ["drafter.candidates=16"])
+    few = load_config(recipe, TrainConfig, ["drafter.candidates=16", "loss.base=1.0"])
+    assert few.drafter.candidates == 16

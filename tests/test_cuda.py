@@ -29,9 +29,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "dspark": {"kind": "dspark", "confidence_head": True},
     "gated": {"kind": "dspark", "markov_head_type": "gated", "draft_vocab_size": 100},
     "rnn": {"kind": "dspark", "markov_head_type": "rnn"},
+    "residual_rnn": {"markov_head_type": "residual_rnn"},
+    "refined": {"markov_head_type": "refined", "draft_vocab_size": 100},
+    "candidates": {"markov_head_type": "selector", "candidates": 16},
+    "dpace": {"markov_head_type": "vanilla"},
     "dflash": {"kind": "dflash"},
     "eagle3": {"kind": "eagle3"},
     "mtp": {"kind": "mtp"},
+}
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "refined": {"base": 0.6, "free": 0.3, "tv": [[0.0, 0.0], [1.0, 0.9]], "kl": [[0, 1], [1, 0]]},
+    "candidates": {"base": 1.0, "greedy": 0.3},
+    "dpace": {"slots": "dpace", "log_overlap": 0.3, "greedy": 0.2, "length": 0.4},
 }
 
 
@@ -62,9 +72,9 @@ def test_first_steps_of_training(
     curves = {}
     for device, target in targets.items():
         lines: list[dict[str, Any]] = []
-        recipe = tiny_recipe(
-            home, tmp_path / device, drafter=KINDS[kind], run={"steps": 6, "log_every": 1}
-        )
+        sections = {"drafter": KINDS[kind], "loss": LOSSES.get(kind, {})}
+        run_for = {"steps": 6, "log_every": 1}
+        recipe = tiny_recipe(home, tmp_path / device, **sections, run=run_for)
         trainer = Trainer(recipe, lines.append, target=target)
         assert trainer.drafter.device.type == device
         trainer.run()

@@ -199,6 +199,10 @@ CHAIN = {"mask_token_id": None, "markov_rank": 0, "confidence_head": False}
         ({"draft_vocab_size": 40}, {"vllm", "llama.cpp"}),
         ({"markov_head_type": "gated"}, {"sglang"}),
         ({"markov_head_type": "rnn"}, {"sglang"}),
+        ({"markov_head_type": "residual_rnn"}, set()),
+        ({"markov_head_type": "refined"}, set()),
+        ({"markov_head_type": "selector"}, set()),
+        ({"candidates": 16}, set()),
         ({"confidence_with_markov": False}, {"vllm", "sglang"}),
         (DFLASH, {"vllm"}),
         ({"kind": "eagle3", **CHAIN}, set()),
@@ -213,6 +217,16 @@ def test_who_reads_which_drafter(fields: dict[str, Any], readers: set[str]) -> N
         else:
             with pytest.raises(IncompatibleDrafterError, match="cannot read this drafter"):
                 drafting(engine, Path("/d"), config, None)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_what_an_engine_cannot_read_is_named(engine: str) -> None:
+    for fields, words in [
+        ({"markov_head_type": "refined"}, "sequential head refined, it reads "),
+        ({"candidates": 16}, "a head that scores 16 candidates alone"),
+    ]:
+        with pytest.raises(IncompatibleDrafterError, match=words):
+            drafting(engine, Path("/d"), replace(FULL, **fields), None)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dspark.maths import losses
+from dspark.maths import fused_terms
 from dspark.maths.loss_rows import row_terms
-from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss, position_weights
+from dspark.maths.loss_weights import accepted_lengths, dpace_weights, length_slopes
+from dspark.maths.losses import (
+    DraftLoss,
+    LossWeights,
+    StepTotals,
+    Teacher,
+    draft_loss,
+    position_weights,
+)
 
 A, K, D, R, V = 11, 5, 16, 6, 37
 PAPER = LossWeights(ce=0.1, tv=0.9, bce=1.0, decay=4.0)
@@ -25,6 +33,13 @@ WEIGHTS = {
     "tv": LossWeights(0.0, 1.0, 0.0, 4.0),
     "flat": LossWeights(0.4, 0.3, 0.7, 1e9),
     "soft": LossWeights(0.0, 0.3, 0.7, 4.0, soft=0.8),
+    "kl": LossWeights(0.0, 0.0, 0.0, 4.0, kl=0.7),
+    "log overlap": LossWeights(0.0, 0.0, 0.0, 4.0, log_overlap=0.7),
+    "greedy": LossWeights(0.0, 0.2, 0.0, 4.0, greedy=0.6),
+    "length": LossWeights(0.0, 0.0, 0.0, 4.0, length=0.6),
+    "dpace": LossWeights(0.3, 0.4, 0.7, 4.0, slots="dpace"),
+    "all": LossWeights(0.1, 0.2, 0.3, 4.0, 0.0, 0.4, 0.5, 0.6, 0.7, "dpace"),
+    "all but ce": LossWeights(0.0, 0.2, 0.3, 4.0, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
 
 
@@ -95,6 +110,7 @@ class Case:
         p_t = self.capped(self.last @ self.head.T).softmax(-1).view_as(p_d)
         w = torch.exp(-torch.arange(K) / weights.decay) * self.valid
         w = w / w.sum()
+        alpha = torch.minimum(p_d, p_t).sum(-1)
         tv = (p_d - p_t).abs().sum(-1)
         own = p_d.gather(-1, self.labels[..., None])[..., 0]
         sayable = torch.isin(self.labels, columns)
@@ -102,13 +118,41 @@ class Case:
         if weights.soft:
             ce = -(p_t[..., columns] * p_d[..., columns].log()).sum(-1)
         terms = [(w * ce).sum(), (w * tv).sum(), torch.zeros(())]
+        slot = self.dpace(torch.where(sayable, own, 0.0)) if weights.slots == "dpace" else w
         if self.confidence is not None:
             c = self.confidence.sigmoid()
-            label = torch.minimum(p_d, p_t).sum(-1).detach()
+            label = alpha.detach()
             terms[2] = -(w * (label * c.log() + (1 - label) * (1 - c).log())).sum()
-        cross_entropy = weights.ce + weights.soft
-        total = cross_entropy * terms[0] + weights.tv * terms[1] + weights.bce * terms[2]
+        total = (weights.ce + weights.soft) * (slot * ce).sum() + weights.tv * (slot * tv).sum()
+        total = total + weights.bce * terms[2]
+        ratio = p_t[..., columns].log() - p_d[..., columns].log()
+        total = total + weights.kl * (slot * (p_t[..., columns] * ratio).sum(-1)).sum()
+        total = total - weights.log_overlap * (slot * alpha.log()).sum()
+        best = p_t.argmax(-1)
+        sure = p_t.amax(-1) >= 1 - p_t[..., columns].sum(-1) - 1e-6
+        sure = sure & torch.isin(best, columns)
+        chosen = torch.where(sure, p_d.gather(-1, best[..., None])[..., 0], 1.0)
+        total = total - weights.greedy * (slot * chosen.log()).sum()
+        total = total - weights.length * self.lengths(alpha) / int(self.valid.any(1).sum())
         return total, *terms
+
+    def lengths(self, alpha: Tensor) -> Tensor:
+        """Σ over blocks of Σ_k Π_{i≤k} α_i, a product at a time."""
+        total = torch.zeros((), dtype=alpha.dtype)
+        for a in range(len(alpha)):
+            for k in range(int(self.valid[a].sum())):
+                total = total + alpha[a, : k + 1].prod()
+        return total
+
+    def dpace(self, own: Tensor) -> Tensor:
+        """D-PACE's weights over the anchors, as the paper writes them."""
+        w = torch.zeros_like(own)
+        for a in range(len(own)):
+            valid = int(self.valid[a].sum())
+            for j in range(valid):
+                for m in range(j, valid):
+                    w[a, j] += (0.5 * own[a, : m + 1] + 0.5).prod().detach()
+        return w / int(self.valid.any(1).sum())
 
 
 def case(kind: str = "markov") -> Case:
@@ -144,8 +188,7 @@ def near(found: Any, expected: Any, atol: float = 1e-6) -> None:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors and GPUs take different forms of the same terms; here both run, uncompiled."""
     if request.param == "fused":
-        monkeypatch.setattr(losses, "fused_row_terms", lambda: row_terms)
-        monkeypatch.setattr(losses, "_terms", losses._fused_terms)
+        monkeypatch.setattr(fused_terms, "row_terms_in_place", row_terms)
 
 
 @pytest.mark.usefixtures("form")
@@ -163,16 +206,82 @@ def test_value_and_gradients_are_those_of_plain_autograd(kind: str, weights: str
         assert b is None or b.any() or (name == "confidence" and how.bce == 0)
 
 
-def test_gradients_are_those_of_small_steps() -> None:
+@pytest.mark.usefixtures("form")
+@pytest.mark.parametrize("kind", KINDS)
+def test_further_terms_are_told(kind: str) -> None:
+    """Each mean is the total under that weight alone."""
+    given = case(kind)
+    loss = given.fused(WEIGHTS["all"], chunk=8)
+    assert set(loss.extra) == {"kl", "log_overlap", "greedy", "length"}
+    nothing = LossWeights(0.0, 0.0, 0.0, 4.0)
+    for name, value in loss.extra.items():
+        alone = float(given.plain(replace(nothing, **{name: 1.0}))[0].detach())
+        near(-value if name == "length" else value, alone)
+    assert given.fused().extra == {}
+
+
+def test_log_overlap_pulls_where_tv_does_not() -> None:
+    """A draft that is sure of a token that the target hardly says: TV's gradient vanishes."""
+    given = case("plain")
+    given.hidden = (given.hidden.detach() * 25).requires_grad_()
+    pull = []
+    for how in (WEIGHTS["tv"], WEIGHTS["log overlap"]):
+        loss = given.fused(how)
+        far = (loss.overlap_AK < 1e-3) & given.valid
+        assert bool(far.any())
+        pull.append(float(torch.autograd.grad(loss.total, given.hidden)[0][far].norm()))
+    assert pull[1] > 100 * pull[0]
+
+
+def test_equal_distributions_do_not_diverge() -> None:
+    given = case("plain")
+    given.hidden = given.last.view(A, K, D).clone().requires_grad_()
+    loss = given.fused(WEIGHTS["all but ce"])
+    near([loss.extra["kl"], loss.extra["log_overlap"]], [0.0, 0.0], atol=1e-5)
+    near(loss.extra["length"], float(given.valid.sum() / A), atol=1e-4)
+    grad = torch.autograd.grad(given.fused(WEIGHTS["kl"]).total, given.hidden)[0]
+    assert float(grad.abs().max()) < 1e-6
+
+
+def test_an_arg_max_that_the_draft_cannot_say_teaches_nothing() -> None:
+    given, how = case("plain"), replace(WEIGHTS["greedy"], tv=0.0)
+    given.d2t = torch.arange(1, V)
+    given.labels = given.labels.clamp(min=1)
+    given.valid[:] = True
+    given.last[0] += 20 * given.head[0] / given.head[0].norm()
+    assert int((given.last[:1] @ given.head.T).argmax()) == 0
+    loss = given.fused(how)
+    near(loss.total, given.plain(how)[0])
+    grad = torch.autograd.grad(loss.total, given.hidden)[0]
+    assert not grad[0, 0].any()
+    assert grad[1:].any()
+
+
+def test_dpace_by_hand() -> None:
+    own = torch.tensor([[1.0, 0.0, 0.5], [0.2, 0.4, 0.9]])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    # (1 - a) p + a is 1, .5, .75 and .6, their products 1, .5, .375 and .6.
+    near(dpace_weights(own, valid), torch.tensor([[1.875, 0.875, 0.375], [0.6, 0.0, 0.0]]))
+
+
+def test_length_slopes_where_a_slot_has_no_overlap() -> None:
+    """Nothing is divided by an overlap of 0: its slope is what accepting it would open."""
+    alpha, valid = torch.tensor([[0.5, 0.0, 0.8]]), torch.ones(1, 3, dtype=torch.bool)
+    near(accepted_lengths(alpha, valid), torch.tensor([0.5]))
+    near(length_slopes(alpha, valid), torch.tensor([[1.0, 0.5 * 1.8, 0.0]]))
+
+
+@pytest.mark.parametrize("weights", ["flat", "all but ce"])
+def test_gradients_are_those_of_small_steps(weights: str) -> None:
     """Against differences in float64: independent of any autograd formula."""
     given = case("markov-reduced-softcap")
-    loss = given.fused(WEIGHTS["flat"], chunk=7)
+    loss = given.fused(WEIGHTS[weights], chunk=7)
     grads = torch.autograd.grad(loss.total, list(given.leaves.values()))
     for name, value in vars(given).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(given, name, value.detach().double())
     # The confidence label is held fixed, so the step may only move CE and TV.
-    how = replace(WEIGHTS["flat"], bce=0.0)
+    how = replace(WEIGHTS[weights], bce=0.0)
     for name, grad in zip(list(given.leaves)[:3], grads, strict=False):
         direction = torch.randn_like(given.leaves[name])
         sides = []
@@ -183,11 +292,12 @@ def test_gradients_are_those_of_small_steps() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, A * K - 1, A * K, 1000])
+@pytest.mark.parametrize("weights", ["paper", "all"])
 @pytest.mark.parametrize("kind", ["markov", "markov-reduced-softcap"])
-def test_chunks_change_nothing(kind: str, chunk: int) -> None:
-    given = case(kind)
+def test_chunks_change_nothing(kind: str, weights: str, chunk: int) -> None:
+    given, how = case(kind), WEIGHTS[weights]
     leaves = list(given.leaves.values())
-    one, other = given.fused(chunk=13), given.fused(chunk=chunk)
+    one, other = given.fused(how, chunk=13), given.fused(how, chunk=chunk)
     near(other.total, one.total)
     near(other.overlap_AK, one.overlap_AK)
     for a, b in zip(
@@ -198,21 +308,22 @@ def test_chunks_change_nothing(kind: str, chunk: int) -> None:
         near(a, b)
 
 
-def test_micro_batches_add_up_to_the_step() -> None:
+@pytest.mark.parametrize("weights", ["paper", "all"])
+def test_micro_batches_add_up_to_the_step(weights: str) -> None:
     """Uneven ones: their own means would give another total."""
-    given = case()
+    given, how = case(), WEIGHTS[weights]
     leaves = list(given.leaves.values())
-    whole = given.fused()
+    whole = given.fused(how)
     parts = [given.blocks(slice(0, 2)), given.blocks(slice(2, 9)), given.blocks(slice(9, A))]
-    step = float(position_weights(given.valid, PAPER.decay).sum())
-    losses = [part.fused(normaliser=step) for part in parts]
+    step = StepTotals.of([given.valid], PAPER.decay)
+    losses = [part.fused(how, totals=step) for part in parts]
     near(sum(loss.total for loss in losses), whole.total)
     for field in ("ce", "tv", "bce"):
         near(sum(getattr(loss, field) for loss in losses), getattr(whole, field))
     summed = torch.autograd.grad(sum(loss.total for loss in losses), leaves)
     for a, b in zip(summed, torch.autograd.grad(whole.total, leaves), strict=True):
         near(a, b)
-    own = sum(part.fused().total for part in parts) / len(parts)
+    own = sum(part.fused(how).total for part in parts) / len(parts)
     assert abs(float((own - whole.total).detach())) > 1e-3
 
 
@@ -226,10 +337,10 @@ def test_the_gradient_of_a_scaled_loss_is_scaled() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_slots_that_do_not_count_count_for_nothing(kind: str) -> None:
-    given = case(kind)
-    loss = given.fused()
+    given, how = case(kind), WEIGHTS["all"]
+    loss = given.fused(how)
     other = replace(given, labels=torch.where(given.valid, given.labels, (given.labels + 1) % V))
-    near(other.fused().total, loss.total)
+    near(other.fused(how).total, loss.total)
     grad = torch.autograd.grad(loss.total, given.hidden)[0]
     assert not grad[~given.valid].any()
     assert grad[given.valid].any(-1).all()
@@ -238,7 +349,7 @@ def test_slots_that_do_not_count_count_for_nothing(kind: str) -> None:
 def test_no_valid_slot_gives_zero_and_no_nan() -> None:
     given = case()
     given.valid[:] = False
-    loss = given.fused()
+    loss = given.fused(WEIGHTS["all"])
     loss.total.backward()
     assert float(loss.total.detach()) == 0
     assert all(not leaf.grad.any() for leaf in given.leaves.values())
@@ -340,8 +451,9 @@ class Largest(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("how", [PAPER, WEIGHTS["all"]], ids=["paper", "all"])
 @pytest.mark.parametrize("cap", [None, 5.0])
-def test_no_tensor_of_all_rows_by_the_vocabulary(cap: float | None) -> None:
+def test_no_tensor_of_all_rows_by_the_vocabulary(cap: float | None, how: LossWeights) -> None:
     anchors, slots, size, rank, vocabulary, chunk = 128, 4, 12, 4, 1000, 32
     rows = anchors * slots
     hidden = torch.randn(anchors, slots, size, requires_grad=True)
@@ -360,7 +472,7 @@ def test_no_tensor_of_all_rows_by_the_vocabulary(cap: float | None) -> None:
             teacher,
             labels,
             torch.ones(anchors, slots, dtype=torch.bool),
-            PAPER,
+            how,
             chunk=chunk,
         ).total.backward()
     assert w2.grad is not None

@@ -79,6 +79,12 @@ def test_a_batch_depends_on_seed_epoch_and_key_alone() -> None:
     assert swapped is not None
     assert torch.equal(alone.anchors[0], together.anchors[1])
     assert torch.equal(alone.anchors[0], swapped.anchors[0])
+    count = len(alone.anchors[0])
+    assert torch.equal(alone.draws_AK, together.draws_AK[count:])
+    assert torch.equal(alone.draws_AK, swapped.draws_AK[:count])
+    assert not torch.equal(together.draws_AK[:count], alone.draws_AK)
+    assert alone.draws_AK.shape == alone.labels_AK.shape
+    assert 0 <= float(alone.draws_AK.min()) < 0.2 < 0.8 < float(alone.draws_AK.max()) < 1
     assert not torch.equal(together.anchors[0], together.anchors[1])
     for other in (batch_of([b], epoch=1), batch_of([b], seed=1), batch_of([sequence("c", 4, 40)])):
         assert other is not None

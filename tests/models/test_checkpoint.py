@@ -26,6 +26,7 @@ from dspark.models.checkpoint import (
 )
 from dspark.models.dflash import DFlashDrafter
 from dspark.models.drafter import Drafter, DrafterConfig, fit_to_target
+from dspark.models.heads import MARKOV_HEADS
 from dspark.models.registry import make_drafter
 from dspark.models.target import Target, load_target
 from fakes import MASK_ID, STOP_ID, tiny_target_folder
@@ -51,6 +52,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "vanilla": {},
     "gated": {"markov_head_type": "gated"},
     "rnn": {"markov_head_type": "rnn"},
+    "residual_rnn": {"markov_head_type": "residual_rnn"},
+    "refined": {"markov_head_type": "refined"},
+    "selector": {"markov_head_type": "selector"},
+    "candidates": {"candidates": 4},
     "reduced": {"draft_vocab_size": V_DRAFT},
     "blind-confidence": {"confidence_with_markov": False},
     "dflash": {"kind": "dflash", "markov_rank": 0, "confidence_head": False},
@@ -124,9 +129,12 @@ def expected_keys(kind: str) -> set[str]:
     if kind != "dflash":
         keys |= {"markov_head.markov_w1.weight", "markov_head.markov_w2.weight"}
         keys |= {"confidence_head.proj.weight", "confidence_head.proj.bias"}
-    extra = {"gated": "gate_proj", "rnn": "joint_proj"}.get(kind)
+    both = {"gated": "gate_proj", "rnn": "joint_proj", "residual_rnn": "joint_proj"}
+    extra = (both | {"refined": "gate_up", "selector": "state_proj"}).get(kind)
     if extra:
         keys |= {f"markov_head.{extra}.weight", f"markov_head.{extra}.bias"}
+    if kind == "refined":
+        keys |= {"markov_head.update.weight", "markov_head.mix"}
     return keys | ({"d2t"} if kind == "reduced" else set())
 
 
@@ -146,6 +154,12 @@ def test_tensors_have_deepspecs_names_and_shapes(target: Target, tmp_path: Path,
         "markov_head.gate_proj.bias": (R,),
         "markov_head.joint_proj.weight": (3 * R, 2 * R + D),
         "markov_head.joint_proj.bias": (3 * R,),
+        "markov_head.gate_up.weight": (2 * R, 2 * R + D),
+        "markov_head.gate_up.bias": (2 * R,),
+        "markov_head.update.weight": (R, R),
+        "markov_head.mix": (5, 5, R),
+        "markov_head.state_proj.weight": (R, D),
+        "markov_head.state_proj.bias": (R,),
         "confidence_head.proj.weight": (1, D if kind == "blind-confidence" else D + R),
         "confidence_head.proj.bias": (1,),
         "d2t": (V_DRAFT,),
@@ -180,11 +194,12 @@ def test_config_fields(target: Target, tmp_path: Path, kind: str) -> None:
     on = kind != "dflash"
     assert fields["markov_rank"] == (R if on else 0)
     assert fields["enable_confidence_head"] is on
-    head_type = kind if kind in ("gated", "rnn") else "vanilla"
+    head_type = kind if kind in MARKOV_HEADS else "vanilla"
     assert fields.get("markov_head_type") == (head_type if on else None)
     seen = {"dflash": None, "blind-confidence": False}.get(kind, True)
     assert fields.get("confidence_head_with_markov") is seen
     assert fields.get("draft_vocab_size") == (V_DRAFT if kind == "reduced" else None)
+    assert fields.get("draft_candidates") == (4 if kind == "candidates" else None)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -441,6 +456,8 @@ def test_missing_rope_theta(target: Target, saved: Path) -> None:
         ({"num_key_value_heads": 3}, ("num_key_value_heads", "divisor of 4", "found: 3")),
         ({"head_dim": 15}, ("head_dim", "odd", "found: 15")),
         ({"draft_vocab_size": V + 1}, ("draft_vocab_size", "vocabulary of 160", "found: 161")),
+        ({"draft_candidates": -1}, ("draft_candidates", "found: -1")),
+        ({"draft_candidates": 4, "markov_rank": 0}, ("draft_candidates", "no sequential head")),
         ({"markov_head_type": "lstm"}, ("markov_head_type", "vanilla", "found: lstm")),
         ({"dspark_kind": "medusa"}, ("dspark_kind", "Known are dspark", "found: medusa")),
         ({"enable_confidence_head": "no"}, ("enable_confidence_head", "found: no")),

@@ -45,13 +45,19 @@ KINDS: dict[str, DrafterConfig] = {
     "vanilla": CONFIG,
     "gated": replace(CONFIG, markov_head_type="gated"),
     "rnn": replace(CONFIG, markov_head_type="rnn"),
+    "residual_rnn": replace(CONFIG, markov_head_type="residual_rnn"),
+    "refined": replace(CONFIG, markov_head_type="refined"),
+    "selector": replace(CONFIG, markov_head_type="selector"),
+    "candidates": replace(CONFIG, candidates=6),
+    "few-refined": replace(CONFIG, candidates=6, markov_head_type="refined", draft_vocab_size=23),
     "reduced": replace(CONFIG, draft_vocab_size=23),
     "blind-confidence": replace(CONFIG, confidence_with_markov=False),
     "no-confidence": replace(CONFIG, confidence_head=False),
     "no-markov": replace(CONFIG, markov_rank=0),
     "dflash": replace(CONFIG, kind="dflash"),
 }
-WITH_HEAD = ["vanilla", "gated", "rnn", "reduced"]
+NEW_HEADS = ["residual_rnn", "refined", "selector"]
+WITH_HEAD = ["vanilla", "gated", "rnn", *NEW_HEADS, "candidates", "few-refined", "reduced"]
 GREEDY, WARM = SamplingParams(), SamplingParams(temperature=1.0)
 
 
@@ -160,6 +166,15 @@ def draft(
     return block, seen[0].view(len(contexts), -1, drafter.config.hidden_size)
 
 
+def scored(drafter: Any, base: Tensor, bias: Tensor) -> Tensor:
+    """Logits of a draft: base and bias, and nothing outside the candidates, if there are any."""
+    count = drafter.config.candidates
+    if not count:
+        return base + bias
+    edge = base.sort(-1, descending=True).values[..., count - 1 : count]
+    return torch.where(base >= edge, base + bias, float("-inf"))
+
+
 def near(found: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
     torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
 
@@ -201,7 +216,7 @@ def test_confidence_and_logits_agree_given_the_same_tokens(drafter: Any) -> None
     out = STORY.packed(drafter, labels=block.draft_ids_RK)
     logits = drafter.shared.logits(out.hidden_AKD)
     if drafter.markov_head is not None:
-        logits = logits + drafter.markov_head.bias(out.features_AKr)
+        logits = scored(drafter, logits, drafter.markov_head.bias(out.features_AKr))
     near(block.draft_probs_RKV, logits.softmax(-1).detach())
     if drafter.confidence_head is None:
         assert block.confidence_RK is None
@@ -276,7 +291,7 @@ def test_hidden_states_do_not_know_the_labels(drafter: Any) -> None:
     assert torch.equal(other.hidden_AKD, STORY.packed(drafter).hidden_AKD)
 
 
-@pytest.mark.parametrize("kind", ["vanilla", "gated", "rnn", "reduced", "blind-confidence"])
+@pytest.mark.parametrize("kind", [*WITH_HEAD, "blind-confidence"])
 @pytest.mark.parametrize("slot", range(K))
 def test_confidence_does_not_see_its_own_token(kind: str, slot: int) -> None:
     drafter = built(KINDS[kind])
@@ -286,12 +301,12 @@ def test_confidence_does_not_see_its_own_token(kind: str, slot: int) -> None:
     moved = (after.confidence_AK - before.confidence_AK).abs().amax(0) > 1e-4
     seen_next = kind != "blind-confidence" and slot + 1 < K
     assert moved.tolist() == [seen_next and k == slot + 1 for k in range(K)]
-    if kind == "rnn" and slot + 1 < K:  # the recurrent features do carry on, the confidence not
+    if kind in ("rnn", "residual_rnn", "refined") and slot + 1 < K:  # features do carry on
         features = (after.features_AKr - before.features_AKr).abs().amax((0, 2)) > 1e-6
         assert features.tolist() == [k > slot for k in range(K)]
 
 
-@pytest.mark.parametrize("kind", ["vanilla", "gated", "rnn", "reduced"])
+@pytest.mark.parametrize("kind", [kind for kind in WITH_HEAD if kind != "few-refined"])
 @pytest.mark.parametrize("slot", range(K))
 def test_drawn_confidence_does_not_see_its_own_token(kind: str, slot: int) -> None:
     drafter = built(KINDS[kind])
@@ -315,18 +330,29 @@ def reference_features(drafter: Any, previous: Tensor, hidden: Tensor) -> Tensor
     kind = drafter.config.markov_head_type
     blocks = []
     for ids, states in zip(previous.tolist(), hidden, strict=True):
-        state, rows = torch.zeros(R), []
+        state, rows, seen = torch.zeros(R), list[Tensor](), list[Tensor]()
         for token, h in zip(ids, states, strict=True):
             w1 = weights["markov_w1.weight"][token]
+            seen.append(w1)
             if kind == "gated":
                 gate = weights["gate_proj.weight"] @ torch.cat([h, w1]) + weights["gate_proj.bias"]
                 w1 = w1 / (1 + torch.exp(-gate))
-            elif kind == "rnn":
+            elif kind == "selector":
+                w1 = w1 * (1 + weights["state_proj.weight"] @ h + weights["state_proj.bias"])
+            elif kind == "refined":
+                mixed, k = torch.zeros(R), len(seen) - 1
+                for j in range(k):
+                    mixed = mixed + weights["mix"][k, j] * seen[j]
+                both = weights["gate_up.weight"] @ torch.cat([h, w1, mixed])
+                both = both + weights["gate_up.bias"]
+                gated = both[:R] / (1 + torch.exp(-both[:R])) * both[R:]
+                w1 = w1 + weights["update.weight"] @ gated
+            elif kind in ("rnn", "residual_rnn"):
                 joint = torch.cat([state, w1, h])
                 z = weights["joint_proj.weight"] @ joint + weights["joint_proj.bias"]
                 keep = 1 / (1 + torch.exp(-z[:R]))
                 state = keep * state + (1 - keep) * torch.tanh(z[R : 2 * R])
-                w1 = torch.tanh(z[2 * R :])
+                w1 = torch.tanh(z[2 * R :]) + (w1 if kind == "residual_rnn" else 0)
             rows.append(w1)
         blocks.append(torch.stack(rows))
     return torch.stack(blocks)
@@ -336,6 +362,73 @@ def test_features_follow_the_formulas(with_head: Any) -> None:
     out = STORY.packed(with_head)
     previous = torch.cat([STORY.anchor_ids[:, None], STORY.labels[:, :-1]], 1)
     near(out.features_AKr, reference_features(with_head, previous, out.hidden_AKD))
+
+
+@pytest.mark.parametrize("kind", NEW_HEADS)
+def test_further_heads_begin_as_the_vanilla_head(kind: str) -> None:
+    """Bit for bit: the same weights drawn, and an update of exactly nothing."""
+    made = []
+    for name in ("vanilla", kind):
+        torch.manual_seed(3)
+        made.append(make_drafter(KINDS[name]).eval())
+        made[-1].bind_weights(SharedWeights(normal(V, D, seed=90), normal(V, D, seed=91)))
+    vanilla, other = made
+    before, after = STORY.packed(vanilla), STORY.packed(other)
+    assert torch.equal(before.features_AKr, after.features_AKr)
+    biases = [
+        d.markov_head.bias(out.features_AKr) for d, out in zip(made, (before, after), strict=True)
+    ]
+    assert torch.equal(*biases)
+    assert biases[0].abs().max() > 0
+    context, draws = normal(9, TAPS * D, seed=1), np.full((1, K), 0.4)
+    blocks = []
+    for drafter in made:
+        cache = filled(drafter, [context], [0])
+        cache.transitions = None  # which add up in another order
+        blocks.append(draft(drafter, [context], [7], WARM, draws, cache=cache)[0])
+    assert torch.equal(blocks[0].draft_probs_RKV, blocks[1].draft_probs_RKV)
+    with torch.no_grad():  # and it is no more than a beginning
+        [weight.add_(0.1) for weight in other.markov_head.parameters()]
+    assert not torch.equal(STORY.packed(other).features_AKr, after.features_AKr)
+
+
+@pytest.mark.parametrize("kind", ["candidates", "few-refined"])
+def test_a_draft_is_one_of_the_candidates(kind: str) -> None:
+    drafter = built(KINDS[kind])
+    context, n = normal(9, TAPS * D, seed=1), 300
+    draws = np.random.default_rng(4).random((n, K))
+    block, hidden = draft(drafter, [context] * n, [7] * n, WARM, draws)
+    candidates = drafter.shared.logits(hidden).topk(6).indices
+    assert torch.equal((block.draft_probs_RKV > 0).sum(-1), torch.full((n, K), 6))
+    assert bool((block.draft_probs_RKV.gather(2, candidates) > 0).all())
+    drafted = drafter.to_draft_ids(block.draft_ids_RK)
+    assert bool((candidates == drafted[..., None]).any(-1).all())
+    assert len(set(drafted[:, 0].tolist())) > 2
+
+
+def test_candidates_are_chosen_among_what_may_stand() -> None:
+    drafter = built(KINDS["candidates"])
+    context = normal(9, TAPS * D, seed=1)
+    allowed = [3, 11, 29, 41]
+
+    class Few:
+        lengths = (K,)
+
+        def apply(self, logits: Tensor, drafted: Any) -> Tensor:
+            mask = torch.full_like(logits, float("-inf"))
+            mask[:, allowed] = 0
+            return logits + mask
+
+    cache = filled(drafter, [context], [0])
+    for params in (GREEDY, WARM):
+        block = drafter.draft(cache, [7], [9], [0], [params], np.full((1, K), 0.7), masks=Few())
+        assert set(block.draft_ids_RK.flatten().tolist()) <= set(allowed)
+    assert bool(((block.draft_probs_RKV > 0).sum(-1) == len(allowed)).all())
+
+
+def test_candidates_without_a_head_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"candidates 6, drafter\.markov_rank 0"):
+        make_drafter(replace(CONFIG, candidates=6, markov_rank=0))
 
 
 def test_confidence_is_a_linear_layer_on_hidden_and_previous(with_head: Any) -> None:
@@ -355,7 +448,8 @@ def by_hand(drafter: Any, anchor: int, hidden: Tensor) -> tuple[list[int], Tenso
         logits = head @ hidden[k]
         if drafter.markov_head is not None:
             features = reference_features(drafter, torch.tensor([ids]), hidden[None, : k + 1])
-            logits = logits + drafter.markov_head.markov_w2.weight.detach() @ features[0, -1]
+            bias = drafter.markov_head.markov_w2.weight.detach() @ features[0, -1]
+            logits = scored(drafter, logits, bias)
         rows.append(logits)
         ids.append(d2t[int(logits.argmax())])
     return ids[1:], torch.stack(rows)
@@ -444,7 +538,8 @@ def test_probabilities_are_those_of_base_and_bias(with_head: Any) -> None:
         previous = torch.tensor([[7, *block.draft_ids_RK[r, :-1].tolist()]])
         features = reference_features(with_head, previous, hidden[r][None])[0]
         logits = hidden[r] @ with_head.shared.head.T
-        logits = logits + features @ with_head.markov_head.markov_w2.weight.detach().T
+        bias = features @ with_head.markov_head.markov_w2.weight.detach().T
+        logits = scored(with_head, logits, bias)
         near(block.draft_probs_RKV[r], (logits / 0.7).softmax(-1))
 
 
@@ -531,6 +626,7 @@ def test_loss_is_that_of_the_distributions_drafted_from(gemma: Target, reduced: 
         label_valid_AK=torch.ones(1, K, dtype=torch.bool),
         last_ND=states,
         log_norm_N=gemma.logits(states).logsumexp(-1),
+        draws_AK=torch.full((1, K), 0.5, dtype=torch.float64),
     )
     loss = drafter.loss(batch, LossWeights(ce=0.3, tv=0.7, bce=0.0, decay=1e9))
 
@@ -560,9 +656,10 @@ def test_taps_are_spread_over_the_layers_but_the_last() -> None:
         assert taps[-1] < layers - 1
 
 
-def test_gradients_reach_every_weight() -> None:
+@pytest.mark.parametrize("kind", ["rnn", *NEW_HEADS, "few-refined"])
+def test_gradients_reach_every_weight(kind: str) -> None:
     """And the target's own weights get none."""
-    drafter = built(KINDS["rnn"])
+    drafter = built(KINDS[kind])
     n = len(STORY.places) * K
     batch = AnchorBatch(
         lengths=STORY.lengths,
@@ -573,8 +670,10 @@ def test_gradients_reach_every_weight() -> None:
         label_valid_AK=torch.ones(len(STORY.places), K, dtype=torch.bool),
         last_ND=normal(n, D, seed=5),
         log_norm_N=(normal(n, D, seed=5) @ drafter.shared.head.T).logsumexp(-1),
+        draws_AK=torch.rand(len(STORY.places), K, dtype=torch.float64),
     )
-    drafter.loss(batch, LossWeights(0.1, 0.9, 1.0, 4.0)).total.backward()
+    weights = LossWeights(0.1, 0.9, 1.0, 4.0, base=0.6, free=0.3)
+    drafter.loss(batch, weights).total.backward()
     idle = [k for k, p in drafter.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
     assert not drafter.shared.head.requires_grad

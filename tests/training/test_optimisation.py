@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from dspark.config import OptimSection
-from dspark.training.optimisation import MIN_WARMUP_STEPS, lr_share, make_optimisers
+from dspark.config import LossSection, OptimSection
+from dspark.maths.losses import LossWeights
+from dspark.training.optimisation import (
+    MIN_WARMUP_STEPS,
+    loss_weights_at,
+    lr_share,
+    make_optimisers,
+)
 
 LATE = 10**6  # a step at which the share of the run alone decides
 
@@ -85,3 +91,21 @@ def test_the_first_steps_warm_up_however_slow_they_are() -> None:
     # A run limited by steps knows its length, and a long one warms up for its whole share.
     assert lr_share(0.3, None, config) == lr_share(0.3, 5000, config) > 0.8
     assert lr_share(0.02, 5000, config) == pytest.approx(0.5)
+
+
+def test_weights_of_the_loss_follow_their_points() -> None:
+    section = LossSection(kl=[[0.2, 1.0], [0.4, 0.0]], tv=[[0.0, 0.0], [0.5, 0.5], [1.0, 0.9]])
+    found = {share: loss_weights_at(section, share) for share in (0.0, 0.2, 0.25, 0.4, 0.75, 1.0)}
+    kl = {share: weights.kl for share, weights in found.items()}
+    assert kl == pytest.approx({0.0: 1.0, 0.2: 1.0, 0.25: 0.75, 0.4: 0.0, 0.75: 0.0, 1.0: 0.0})
+    assert found[0.25].tv == pytest.approx(0.25)
+    assert found[0.75].tv == pytest.approx(0.7)
+    assert found[1.0].tv == 0.9
+    assert {weights.ce for weights in found.values()} == {0.1}
+
+
+def test_every_key_of_the_section_is_a_weight_and_back() -> None:
+    """A term that the recipe names and the loss does not know would pass in silence."""
+    assert set(LossSection.model_fields) == set(LossWeights.__dataclass_fields__)
+    plain = loss_weights_at(LossSection(), 0.3)
+    assert plain == LossWeights(ce=0.1, tv=0.9, bce=1.0, decay=4.0)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from dspark.artifacts import read_jsonl
 from dspark.config import TrainConfig
 from dspark.errors import ConfigError
-from dspark.maths.losses import DraftLoss, LossWeights
+from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 from dspark.signals import note_interrupts
 from dspark.training import parallel as module
 from dspark.training.parallel import LossModule, Parallel
@@ -91,7 +91,7 @@ def test_a_mean_of_means_would_be_noticed(recipe: Any, whole: Path, tmp_path: Pa
     trainer = Trainer(recipe(tmp_path, accumulate=2))
     real = trainer.drafter.loss
 
-    def own_mean(batch: Any, weights: LossWeights, normaliser: float | None = None) -> DraftLoss:
+    def own_mean(batch: Any, weights: LossWeights, totals: StepTotals | None = None) -> DraftLoss:
         loss = real(batch, weights)
         return DraftLoss(loss.total / 2, loss.ce / 2, loss.tv / 2, loss.bce / 2, loss.overlap_AK)
 
@@ -161,7 +161,7 @@ def test_two_processes_are_as_one(recipe: Any, whole: Path, tmp_path: Path) -> N
 
 def test_a_process_without_a_batch_takes_part_with_nothing(recipe: Any, tmp_path: Path) -> None:
     drafter = Trainer(recipe(tmp_path)).drafter
-    loss = LossModule(drafter)(None, LossWeights(1.0, 1.0, 1.0, 4.0), 1.0)
+    loss = LossModule(drafter)(None, LossWeights(1.0, 1.0, 1.0, 4.0), StepTotals(1.0, 1.0))
     assert float(loss.total.detach()) == 0
     loss.total.backward()
     for name, parameter in drafter.named_parameters():

@@ -107,11 +107,17 @@ def test_learns_what_the_target_says(make: Make) -> None:
         {"drafter": {"kind": "dflash"}},
         {"drafter": {"markov_head_type": "gated"}},
         {"drafter": {"markov_head_type": "rnn"}},
+        {"drafter": {"markov_head_type": "residual_rnn"}},
+        {"drafter": {"markov_head_type": "refined"}, "loss": {"base": 0.6, "free": 0.3}},
+        {"drafter": {"markov_head_type": "selector", "candidates": 16}, "loss": {"base": 1.0}},
         {"drafter": {"draft_vocab_size": 60}},
         {"drafter": {"markov_rank": 0, "confidence_head": False}},
         {"drafter": {"num_layers": 2, "target_layer_ids": [1, 3]}},
         {"optim": {"name": "muon", "schedule": "linear", "lr": 2e-2}},
         {"run": {"dtype": "bfloat16"}},
+        {"loss": {"tv": [[0.2, 0.0], [0.6, 0.9]], "kl": [[0.2, 1.0], [0.6, 0.0]]}},
+        {"loss": {"log_overlap": 0.5, "greedy": 0.5, "tv": 0.0}},
+        {"loss": {"slots": "dpace", "ce": 1.0, "tv": 0.0}},
     ],
     ids=str,
 )
@@ -133,6 +139,60 @@ def test_every_kind_trains_by_a_line_of_the_recipe(
     for name, value in drafter.state_dict().items():
         stored = value.bfloat16().float() if value.is_floating_point() else value
         assert torch.equal(theirs[name], stored), name
+
+
+@pytest.mark.parametrize("kind", ["residual_rnn", "refined", "selector"])
+def test_no_head_begins_behind_the_vanilla_head(make: Make, kind: str) -> None:
+    measured = [
+        make(drafter={"markov_head_type": name}).measure_held_out() for name in ("vanilla", kind)
+    ]
+    assert measured[0] == measured[1]
+
+
+def test_free_rounds_go_on_as_they_were(make: Make) -> None:
+    """What they draw follows from the step, so that a resumed run draws the same."""
+    sections = {
+        "loss": {"free": 0.3, "base": [[0.0, 0.6], [1.0, 0.0]]},
+        "run": {"steps": 12, "log_every": 3},
+    }
+    whole, cut, again = make("whole", **sections), *(make(**sections) for _ in range(2))
+    whole.run()
+    cut.cache = again.cache = whole.cache
+    stop_at(cut, 7, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    again.run()
+    assert_same_run(again, whole)
+    assert all(row["loss_free"] > 0 for row in log(whole))  # held-out rows too
+
+
+def test_expected_length_as_the_loss(make: Make) -> None:
+    trainer = make(loss={"length": 1.0, "ce": 0.0, "tv": 0.0}, run={"steps": 60})
+    before, after = trainer.measure_held_out(), trainer.run()
+    assert after["accepted_length"] > before["accepted_length"] + 0.4
+    # What is learned is what is told, up to blocks that an end of text cuts.
+    assert after["loss_length"] == pytest.approx(after["accepted_length"] - 1, abs=0.25)
+    assert after["loss"] == pytest.approx(after["bce"] - after["loss_length"], abs=1e-4)
+
+
+SCHEDULE = {"kl": [[0.0, 1.0], [0.5, 0.0]], "tv": [[0.25, 0.0], [0.75, 0.9]], "length": 0.1}
+
+
+def test_weights_move_with_the_run_and_a_resumed_one_goes_on_bit_for_bit(make: Make) -> None:
+    whole, cut, again = make("whole", loss=SCHEDULE), *(make(loss=SCHEDULE) for _ in range(2))
+    whole.run()
+    cut.cache = again.cache = whole.cache  # states computed in other company differ in rounding
+    stop_at(cut, 7, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    assert 0 < cut.weights.kl < 1
+    again.run()
+    assert_same_run(again, whole)
+    assert (whole.weights.kl, whole.weights.tv) == (0.0, 0.9)
+    constant = make("constant", loss={"kl": 1.0, "tv": 0.0, "length": 0.1})
+    constant.run()
+    assert losses(constant)[0] == pytest.approx(losses(whole)[0], rel=0.2)
+    assert losses(constant) != losses(whole)
 
 
 def test_dflash_learns_from_cross_entropy_alone(make: Make) -> None:

@@ -239,6 +239,8 @@ def check_readable(name: str, config: DrafterConfig) -> None:
         found = f"kind {config.kind}, in a layout it does not know"
     elif head not in engine.heads:
         found = f"sequential head {head}, it reads {', '.join(engine.heads)}"
+    elif config.candidates:
+        found = f"a head that scores {config.candidates} candidates alone, it scores all tokens"
     elif config.draft_vocab_size and not engine.reduced_vocabulary:
         found = f"a draft vocabulary of {config.draft_vocab_size}, it reads only whole ones"
     elif config.confidence_head and not (config.confidence_with_markov or engine.plain_confidence):

@@ -48,11 +48,26 @@ def draw_anchors(
     _check_block_size(block_size)
     mask_T = np.asarray(loss_mask, dtype=bool)
     candidates = np.flatnonzero(mask_T[:-1] & mask_T[1:]).astype(np.int64)
-    # One raw word a candidate; the smallest win. Raw words are what numpy promises to keep.
-    key = hashlib.blake2b(f"{seed}/{epoch}/{sample_id}".encode(), digest_size=16).digest()
-    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(candidates.size)
+    # One raw word a candidate; the smallest win.
+    words = _words(f"{seed}/{epoch}/{sample_id}", candidates.size)
     chosen = np.argsort(words, kind="stable")[:count]
     return np.sort(candidates[chosen])
+
+
+def slot_uniforms(
+    anchors: int, block_size: int, seed: int, epoch: int, sample_id: str
+) -> NDArray[np.float64]:
+    """Uniforms in [0, 1) for the slots of a sequence's blocks, [A, K]; keyed as anchors are."""
+    words = _words(f"{seed}/{epoch}/{sample_id}/slots", anchors * block_size)
+    uniforms = np.asarray((words >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+    return uniforms.reshape(anchors, block_size)
+
+
+def _words(key: str, count: int) -> NDArray[np.uint64]:
+    """Random words of a key. Raw words are what numpy promises to keep."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    generator = np.random.Philox(key=int.from_bytes(digest, "little"))
+    return np.asarray(generator.random_raw(count), dtype=np.uint64)
 
 
 def label_valid(

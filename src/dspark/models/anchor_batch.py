@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dspark.maths.anchors import draw_anchors, label_valid
+from dspark.maths.anchors import draw_anchors, label_valid, slot_uniforms
 from dspark.models.training_data import AnchorDraw, TrainingSequence, moved
 
 
@@ -28,6 +28,7 @@ class AnchorBatch:
         labels_AK: tokens after each anchor (target ids; 0 where not valid).
         label_valid_AK: labels that exist.
         last_ND, log_norm_N: teacher states and normalisers at positions anchor + k - 1.
+        draws_AK: uniforms in [0, 1), float64, for what a loss draws.
     """
 
     lengths: list[int]
@@ -38,6 +39,7 @@ class AnchorBatch:
     label_valid_AK: Tensor
     last_ND: Tensor
     log_norm_N: Tensor
+    draws_AK: Tensor
 
     def to(self, device: torch.device) -> AnchorBatch:
         """The batch with its tensors on another device."""
@@ -52,7 +54,7 @@ def make_anchor_batch(
     Returns:
         None when no sequence has room for an anchor (answers of one token).
     """
-    kept, parts = [], []
+    kept, parts, draws = [], [], []
     for sequence in sequences:
         ids, mask, first = sequence.ids_T, sequence.loss_mask, sequence.states.first
         anchors = draw_anchors(
@@ -65,6 +67,7 @@ def make_anchor_batch(
         labels_AK = np.where(valid_AK, ids[np.minimum(place_AK + 1, len(ids) - 1)], 0)
         teacher_AK = torch.from_numpy(np.minimum(place_AK, len(ids) - 1) - first).flatten()
         kept.append(sequence.states)
+        draws.append(slot_uniforms(len(anchors), block_size, draw.seed, draw.epoch, sequence.key))
         parts.append((anchors, ids[anchors], labels_AK, valid_AK, teacher_AK))
     if not parts:
         return None
@@ -79,4 +82,5 @@ def make_anchor_batch(
         label_valid_AK=torch.from_numpy(np.concatenate(valid)),
         last_ND=torch.cat([s.last_TD.index_select(0, t) for s, t in rows]),
         log_norm_N=torch.cat([s.log_norm_T.index_select(0, t) for s, t in rows]),
+        draws_AK=torch.from_numpy(np.concatenate(draws)),
     )

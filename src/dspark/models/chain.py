@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import ConfigError
-from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
+from dspark.maths.losses import DraftLoss, LossWeights, StepTotals, Teacher, draft_loss
 from dspark.maths.sampling import choose, slot_peaks
 from dspark.models.attention import CachedAttention
 from dspark.models.backbone import DraftAttention, DraftMLP
@@ -70,7 +70,7 @@ class ChainDrafter(Drafter):
     matrix_modules: ClassVar[tuple[str, ...]] = ("layers.", "fc.", "eh_proj.")
 
     def __init__(self, config: DrafterConfig, layer: ChainLayer) -> None:
-        super().__init__(replace(config, markov_rank=0, confidence_head=False))
+        super().__init__(replace(config, markov_rank=0, candidates=0, confidence_head=False))
         if config.num_layers != 1:
             raise ConfigError(
                 f"A drafter of kind {config.kind} has one layer",
@@ -145,7 +145,7 @@ class ChainDrafter(Drafter):
         return torch.stack(outputs, 1)
 
     def chain_loss(
-        self, batch: PositionBatch, weights: LossWeights, normaliser: float | None
+        self, batch: PositionBatch, weights: LossWeights, totals: StepTotals | None
     ) -> DraftLoss:
         """Loss of all positions and steps under the given weights."""
         hidden_QKD = self.norm(self.chain_outputs(batch))
@@ -153,7 +153,7 @@ class ChainDrafter(Drafter):
         labels_QK = self.to_draft_ids(batch.labels_QK)
         valid_QK = batch.label_valid_AK
         no_head = (None, None, None)  # features, W_2, confidence
-        return draft_loss(hidden_QKD, *no_head, teacher, labels_QK, valid_QK, weights, normaliser)
+        return draft_loss(hidden_QKD, *no_head, teacher, labels_QK, valid_QK, weights, totals)
 
     # ---- inference --------------------------------------------------------------------------
 

@@ -12,10 +12,10 @@ from dspark.artifacts.values import number, whole_number
 from dspark.errors import CheckpointError
 from dspark.models.drafter import DrafterConfig
 from dspark.models.eagle3 import STEP_LOSS_DECAY
+from dspark.models.heads import MARKOV_HEADS
 
 BLOCK, EAGLE3, MTP = "Qwen3DSparkModel", "Qwen3Eagle3Model", "DSparkMTPModel"
 CHAINS = {"eagle3": EAGLE3, "mtp": MTP}  # by kind; all others are block drafters
-HEADS = ("vanilla", "gated", "rnn")
 UNSUPPORTED = {"Gemma4DSparkModel": "its layers have another shape than this backbone"}
 REQUIRED = object()  # in place of a default
 
@@ -77,6 +77,8 @@ def _block_fields(config: DrafterConfig) -> dict[str, Any]:
     }
     if config.markov_rank:
         fields["markov_head_type"] = config.markov_head_type
+    if config.candidates:
+        fields["draft_candidates"] = config.candidates
     if config.confidence_head:
         fields["confidence_head_with_markov"] = config.confidence_with_markov
     return fields
@@ -138,13 +140,17 @@ def _read_chain(given: _Fields, architecture: str) -> dict[str, Any]:
 def _read_block(given: _Fields) -> dict[str, Any]:
     rank = given.whole("markov_rank", least=0, default=0)
     confident = given.flag("enable_confidence_head", default=False)
+    candidates = given.whole("draft_candidates", default=0)
+    if candidates and not rank:
+        raise given.refusal("draft_candidates", "given, and there is no sequential head to score")
     likely = "dspark" if rank or confident else "dflash"
     return {
         "kind": given.text("dspark_kind", default=likely),
         "mask_token_id": given.whole("mask_token_id", least=0),
         "block_size": given.whole("block_size"),
         "markov_rank": rank,
-        "markov_head_type": given.text("markov_head_type", default="vanilla", among=HEADS),
+        "markov_head_type": given.text("markov_head_type", default="vanilla", among=MARKOV_HEADS),
+        "candidates": candidates,
         "confidence_head": confident,
         "confidence_with_markov": given.flag("confidence_head_with_markov", default=bool(rank)),
         "num_anchors": given.whole("num_anchors", default=512),

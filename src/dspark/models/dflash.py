@@ -16,7 +16,7 @@ class DFlashDrafter(DSparkDrafter):
     kind: ClassVar[str] = "dflash"
 
     def __init__(self, config: DrafterConfig) -> None:
-        super().__init__(replace(config, markov_rank=0, confidence_head=False))
+        super().__init__(replace(config, markov_rank=0, candidates=0, confidence_head=False))
 
     def loss_weights(self, weights: LossWeights) -> LossWeights:
         """Cross-entropy alone, as DFlash is trained; of ``weights`` only the decay counts."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.errors import IncompatibleDrafterError
-from dspark.maths.losses import LossWeights
+from dspark.maths.losses import LossWeights, StepTotals
 from dspark.models.anchor_batch import make_anchor_batch
 from dspark.models.family import TargetSpec
 from dspark.models.kv_cache import KVCache
@@ -37,6 +37,7 @@ class DrafterConfig:
             for a drafter that has no such slots.
         block_size: draft tokens a round; of a chain drafter, the longest chain.
         markov_rank: r of the transition bias; 0 for no sequential head.
+        candidates: best parallel logits that the sequential head scores alone; 0 for all.
         draft_vocab_size: tokens the drafter can propose; None for the whole vocabulary.
         sample_from_anchor: slot 1 of a block holds the anchor and predicts the token after it.
     """
@@ -58,6 +59,7 @@ class DrafterConfig:
     max_positions: int = 8192
     markov_rank: int = 0
     markov_head_type: str = "vanilla"
+    candidates: int = 0
     confidence_head: bool = False
     confidence_with_markov: bool = True
     draft_vocab_size: int | None = None
@@ -232,7 +234,7 @@ class Drafter(nn.Module, ABC):
         return weights
 
     @abstractmethod
-    def loss(self, batch: Any, weights: Any, normaliser: float | None = None) -> Any:
+    def loss(self, batch: Any, weights: Any, totals: StepTotals | None = None) -> Any:
         """Training loss of one packed batch, as the drafter's paper defines it."""
 
     @abstractmethod

@@ -16,26 +16,20 @@ import torch
 from torch import Tensor
 
 from dspark.core import DraftBlock, SamplingParams
-from dspark.maths.losses import DraftLoss, LossWeights, Teacher, draft_loss
+from dspark.errors import ConfigError
+from dspark.maths.candidates import best, spread
+from dspark.maths.losses import DraftLoss, LossWeights, StepTotals, Teacher
 from dspark.maths.sampling import choose, largest, largest_share, slot_peaks
 from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.attention import CachedAttention
 from dspark.models.backbone import ParallelBackbone
 from dspark.models.block_attention import block_attention
+from dspark.models.block_losses import BlockOutputs, BlockTruth, block_loss
 from dspark.models.drafter import Drafter, DrafterConfig, DraftMasks
 from dspark.models.heads import ConfidenceHead, MarkovHead, make_markov_head
 from dspark.models.informed import LINEAR, InformedConfidence, clue_count, clues, load_informed
 from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.transitions import Transitions
-
-
-@dataclass(slots=True)
-class BlockOutputs:
-    """What the drafter says of packed blocks with known previous tokens (teacher forcing)."""
-
-    hidden_AKD: Tensor
-    features_AKr: Tensor | None
-    confidence_AK: Tensor | None
 
 
 @dataclass(slots=True)
@@ -88,6 +82,13 @@ class DSparkDrafter(Drafter):
                 config.out_vocab,
                 config.markov_rank,
                 config.hidden_size,
+                config.block_size,
+            )
+        elif config.candidates:
+            raise ConfigError(
+                "Candidates are for a sequential head to score",
+                found=f"drafter.candidates {config.candidates}, drafter.markov_rank 0",
+                fix="Set drafter.markov_rank above 0, or drafter.candidates to 0",
             )
         self._confidence_sees_markov = bool(config.markov_rank) and config.confidence_with_markov
         if config.confidence_head:
@@ -103,6 +104,11 @@ class DSparkDrafter(Drafter):
     def linear_clue(self, clues_NC: Tensor) -> Tensor:
         """The linear head's logit among the clues of each slot."""
         return clues_NC[..., self.config.hidden_size + self.config.markov_rank + LINEAR]
+
+    def fuse(self) -> None:
+        """What `pack_linears` does first: of W_2 a head over candidates reads single rows."""
+        if self.config.candidates and self.markov_head is not None:
+            self.markov_head.keep_rows()
 
     def load_companions(self, folder: Path, weights: Path) -> None:
         if self.confidence_head is not None:
@@ -144,25 +150,21 @@ class DSparkDrafter(Drafter):
         return self.confidence_head(hidden, previous if self._confidence_sees_markov else None)
 
     def loss(
-        self, batch: AnchorBatch, weights: LossWeights, normaliser: float | None = None
+        self, batch: AnchorBatch, weights: LossWeights, totals: StepTotals | None = None
     ) -> DraftLoss:
-        """Loss of one batch (DSpark §3.3); see :func:`dspark.maths.losses.draft_loss`."""
-        weights = self.loss_weights(weights)
+        """Loss of one batch (DSpark §3.3); see :mod:`dspark.models.block_losses`."""
         out = self.block_outputs(
             batch.taps_TM, batch.lengths, batch.anchors, batch.anchor_ids_A, batch.labels_AK
         )
-        teacher = Teacher(batch.last_ND, batch.log_norm_N, self.shared.head, self.shared.cap)
-        return draft_loss(
-            out.hidden_AKD,
-            out.features_AKr,
-            None if self.markov_head is None else self.markov_head.markov_w2.weight,
-            out.confidence_AK,
-            teacher,
+        truth = BlockTruth(
+            Teacher(batch.last_ND, batch.log_norm_N, self.shared.head, self.shared.cap),
+            batch.anchor_ids_A,
             self.to_draft_ids(batch.labels_AK),
             batch.label_valid_AK,
-            weights,
-            normaliser,
+            batch.draws_AK,
         )
+        weights, count = self.loss_weights(weights), self.config.candidates
+        return block_loss(out, truth, self.markov_head, count, self.to_target_ids, weights, totals)
 
     # ---- inference ------------------------------------------------------------------------
 
@@ -179,7 +181,8 @@ class DSparkDrafter(Drafter):
             weight.device,
         )
         head = self.markov_head
-        if type(head) is MarkovHead and weight.device.type == "cpu":  # others see h_k as well
+        first_order = type(head) is MarkovHead and not config.candidates  # others see h_k as well
+        if first_order and head is not None and weight.device.type == "cpu":
             cache.transitions = Transitions(head, self.d2t)
         return cache
 
@@ -309,15 +312,19 @@ class DSparkDrafter(Drafter):
             state = head.start(len(hidden_RKD), hidden_RKD[:, 0, : head.rank])
         drawn = _Drawn([anchors_R])
         for k in range(hidden_RKD.shape[1]):
-            logits, bias = base_RKV[:, k], None
+            logits, bias, count = base_RKV[:, k], None, self.config.candidates
             if head is not None and transitions is not None:
                 bias = transitions.after(drawn.ids[-1])
             elif head is not None:
                 features, state = head.step(head.previous(drawn.ids[-1]), hidden_RKD[:, k], state)
-                bias = head.bias(features)
+                bias = None if count else head.bias(features)
             if masks is not None:
                 logits = logits.float() if bias is None else logits.float() + bias
                 logits, bias = masks.apply(logits, drawn.ids[1:]), None
+            if head is not None and count:  # the best of what may stand
+                values_RC, ids_RC = best(logits.float(), count)
+                scores_RC = values_RC + head.bias_of(features, ids_RC).float()
+                logits = spread(scores_RC, ids_RC, logits.shape[-1])
             chosen, probs_RV = choose(logits, params_R, draws_RK, k, bias)
             if probs_RV is not None:
                 drawn.probs.append(probs_RV)

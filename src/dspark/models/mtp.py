@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dspark.maths.losses import DraftLoss, LossWeights
+from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 from dspark.models.chain import ChainDrafter, ChainLayer
 from dspark.models.drafter import DrafterConfig
 from dspark.models.layers import RMSNorm
@@ -49,7 +49,7 @@ class MTPDrafter(ChainDrafter):
         return LossWeights(ce=1.0, tv=0.0, bce=0.0, decay=weights.decay)
 
     def loss(
-        self, batch: PositionBatch, weights: LossWeights, normaliser: float | None = None
+        self, batch: PositionBatch, weights: LossWeights, totals: StepTotals | None = None
     ) -> DraftLoss:
         """Cross-entropy of the true token over all positions and steps."""
-        return self.chain_loss(batch, self.loss_weights(weights), normaliser)
+        return self.chain_loss(batch, self.loss_weights(weights), totals)

@@ -22,12 +22,12 @@ from dspark.config import TrainConfig
 from dspark.data.responses import Response
 from dspark.data.store import StoredStates, origin_of
 from dspark.errors import ConfigError
-from dspark.maths.losses import DraftLoss, LossWeights, position_weights
+from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 from dspark.models.target import Target, load_target
 from dspark.models.training_data import AnchorDraw, SequenceStates, TrainingBatch
 from dspark.training.batches import Visit, share, training_sequences, visits
 from dspark.training.metrics import Meter, PhaseTimer
-from dspark.training.optimisation import lr_share, make_optimisers
+from dspark.training.optimisation import loss_weights_at, lr_share, make_optimisers
 from dspark.training.parallel import Parallel
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype
 from dspark.training.states import StateCache, bytes_per_sequence
@@ -68,7 +68,6 @@ class Learner:
         self.target = target or load_target(config.target, name, str(self.parallel.device))
         self.train, self.held_out = load_data(config, self.target)
         self.drafter, self.coverage = build_drafter(config, self.target, self.train, self.held_out)
-        self.weights = LossWeights(**config.loss.model_dump())
         self.optimisers = make_optimisers(self.drafter, config.optim)
         self.loss_module = self.parallel.prepare(self.drafter)
         self.budget = int(config.run.cache_gib * 2**30)
@@ -126,6 +125,11 @@ class Learner:
             shares.append(self.counters.step / run.steps)
         return min(max(shares), 1.0)
 
+    @property
+    def weights(self) -> LossWeights:
+        """Weights of the loss at this place in the run."""
+        return loss_weights_at(self.config.loss, self.progress())
+
     def step(self, visit: Visit) -> None:
         """One optimiser step.
 
@@ -135,19 +139,19 @@ class Learner:
         batches = self._batches(visit)
         decay = self.drafter.loss_weights(self.weights).decay
         valid = [batch.label_valid_AK for batch in batches]
-        normaliser, anchors = self.parallel.total(
-            sum(float(position_weights(valid_AK, decay).sum()) for valid_AK in valid),
-            sum(map(len, valid)),
+        mine = StepTotals.of(valid, decay)
+        weight, blocks, anchors = self.parallel.total(
+            mine.weight, mine.anchors, sum(map(len, valid))
         )
         if not anchors:
             return
-        loss = self._backward(batches, normaliser)
+        loss = self._backward(batches, StepTotals(weight, blocks))
         with self.timer.phase("optimiser"):
             self._update(loss)
         self.counters.anchors += int(anchors)
         self.meter.steps += 1
 
-    def _backward(self, batches: list[TrainingBatch], normaliser: float) -> float:
+    def _backward(self, batches: list[TrainingBatch], totals: StepTotals) -> float:
         """Gradients of the step's loss; returns this process's share of it."""
         total = 0.0
         # Gradients are exchanged in a backward, so a process without a batch has one as well.
@@ -155,7 +159,7 @@ class Learner:
         for number, batch in enumerate(parts, 1):
             with self.parallel.micro_batch(self.loss_module, last=number == len(parts)):
                 with self.timer.phase("forward and loss"), self._autocast():
-                    loss: DraftLoss = self.loss_module(batch, self.weights, normaliser)
+                    loss: DraftLoss = self.loss_module(batch, self.weights, totals)
                 with self.timer.phase("backward"):
                     self.parallel.backward(loss.total)
             if batch is not None:

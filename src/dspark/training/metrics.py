@@ -47,6 +47,7 @@ class Meter:
         self.anchors += len(label_valid_AK)
         total = float(loss.total.detach())
         parts = {"loss": total, "ce": loss.ce, "tv": loss.tv, "bce": loss.bce}
+        parts |= {f"loss_{name}": value for name, value in loss.extra.items()}
         for name, value in parts.items():
             self.sums[name] += value
         length, blocks = expected_accepted_length(loss.overlap_AK, label_valid_AK)
@@ -110,6 +111,8 @@ class Meter:
         out: dict[str, float | list[float]] = {
             name: round(self.sums[name] / self.steps, 5) for name in ("loss", "ce", "tv", "bce")
         }
+        further = [name for name in self.sums if name.startswith("loss_")]
+        out |= {name: round(self.sums[name] / self.steps, 5) for name in further}
         acceptance = self.position_sum / self.position_count.clamp(min=1)
         out["acceptance"] = [round(float(a), 4) for a in acceptance]
         out["accepted_length"] = round(self.sums["length"] / max(self.sums["blocks"], 1), 4)

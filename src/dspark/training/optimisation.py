@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules."""
+"""Optimisers, learning-rate schedules, and weights of the loss that follow a schedule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from dspark.config import OptimSection
+from dspark.config import LossSection, OptimSection, at_share
+from dspark.maths.losses import LossWeights
 from dspark.models.drafter import Drafter
 
 
@@ -55,3 +56,13 @@ def lr_share(progress: float, step: int | None, config: OptimSection) -> float:
         return 1.0
     shape = 1 - rest if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * rest))
     return config.final_lr_share + (1 - config.final_lr_share) * shape
+
+
+def loss_weights_at(section: LossSection, progress: float) -> LossWeights:
+    """The weights of the loss at ``progress`` (0 to 1) through the run."""
+    terms = {
+        name: at_share(getattr(section, name), progress)
+        for name in LossSection.model_fields
+        if name not in ("decay", "slots")
+    }
+    return LossWeights(**terms, decay=section.decay, slots=section.slots)

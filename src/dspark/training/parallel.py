@@ -22,7 +22,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from dspark.errors import ConfigError
-from dspark.maths.losses import DraftLoss, LossWeights
+from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 from dspark.models.drafter import Drafter
 from dspark.models.training_data import TrainingBatch
 
@@ -44,11 +44,11 @@ class LossModule(nn.Module):
         self.drafter = drafter
 
     def forward(
-        self, batch: TrainingBatch | None, weights: LossWeights, normaliser: float
+        self, batch: TrainingBatch | None, weights: LossWeights, totals: StepTotals
     ) -> DraftLoss:
         """:meth:`Drafter.loss`; without a batch a zero that all weights take part in."""
         if batch is not None:
-            loss: DraftLoss = self.drafter.loss(batch, weights, normaliser)
+            loss: DraftLoss = self.drafter.loss(batch, weights, totals)
             return loss
         parts = [p.flatten()[:0].sum() for p in self.drafter.parameters() if p.requires_grad]
         return DraftLoss(torch.stack(parts).sum(), 0.0, 0.0, 0.0, torch.zeros(0, 0))

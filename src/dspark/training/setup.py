@@ -117,6 +117,7 @@ def drafter_config(
         intermediate_size=section.intermediate_size or spec.intermediate_size,
         markov_rank=section.markov_rank,
         markov_head_type=section.markov_head_type,
+        candidates=section.candidates,
         confidence_head=section.confidence_head,
         draft_vocab_size=vocab or None,
         num_anchors=anchors,
