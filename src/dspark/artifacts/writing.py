@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -79,20 +79,31 @@ def atomic_write_bytes(
     Raises:
         error: the folder cannot be written to, or the disk is full.
     """
+    atomic_write_parts(path, [content], error=error)
+
+
+def atomic_write_parts(
+    path: str | Path,
+    parts: Iterable[bytes | memoryview],
+    *,
+    error: type[DSparkError] = DataError,
+) -> None:
+    """Like `atomic_write_bytes`, for content in parts that are never held together."""
     path = Path(path)
-    part = _neighbour(path, "tmp")
+    stage = _neighbour(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:
-            file.write(content)
+        with stage.open("xb") as file:
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(stage, path)
     except OSError as exc:
         raise write_error(path, exc, error) from exc
     finally:
         with suppress(OSError):
-            part.unlink(missing_ok=True)
+            stage.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

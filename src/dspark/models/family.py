@@ -7,10 +7,11 @@ other architecture runs through its Hugging Face module (``hf_target``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 LEAN_MODEL_TYPES = ("llama", "qwen3", "gemma3_text")
 LEAN_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")

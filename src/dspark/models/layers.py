@@ -47,18 +47,26 @@ class PackedLinear(nn.Module):
     elsewhere this is ``F.linear``.
 
     Args:
-        weight: [out, in].
+        weight: [out, in], or already laid out for our kernels.
         bias: [out] or None.
         eight_bits: round the weight's rows to bytes, where the kernels serve it (``native.pack``).
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None = None, eight_bits: bool = False
+        self,
+        weight: Tensor | native.Packed,
+        bias: Tensor | None = None,
+        eight_bits: bool = False,
     ) -> None:
         super().__init__()
+        self.bias = None if bias is None else bias.detach()
+        if isinstance(weight, native.Packed):
+            self.out_features, self.in_features = weight.rows, weight.columns
+            self.packed: native.Packed | None = weight
+            self.weight, self.reordered = weight.data, False
+            return
         self.out_features, self.in_features = weight.shape
         weight = weight.detach()
-        self.bias = None if bias is None else bias.detach()
         self.packed = native.pack(weight, eight_bits)
         self.reordered = self.packed is None and can_reorder(weight)
         if self.packed is not None:
@@ -66,6 +74,11 @@ class PackedLinear(nn.Module):
         elif self.reordered:
             weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
         self.weight = weight
+
+    @property
+    def rows_OI(self) -> Tensor:
+        """The weight [out, in] as it was given, where our kernels do not serve it."""
+        return self.weight.to_dense() if self.reordered else self.weight
 
     @property
     def nbytes(self) -> int:

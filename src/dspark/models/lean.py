@@ -10,26 +10,19 @@ Suffixes: T packed rows, D hidden, H heads, P head_dim, M taps x D.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dspark.models.attention import CachedAttention
-from dspark.models.family import TargetSpec, rope_tables
-from dspark.models.layers import PackedLinear, RMSNorm, gated, rotary, rotate
+from dspark.models.family import TargetSpec
+from dspark.models.layers import RMSNorm, gated, rotary, rotate
+from dspark.models.lean_parts import LeanParts
 from dspark.native import LayerParts, NativeStack
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Rotary = dict[str, tuple[Tensor, Tensor]]
-
-
-def _norm(module: Any, spec: TargetSpec) -> RMSNorm:
-    weight = module.weight.detach()
-    if spec.norm_offset:  # 1 + w in bfloat16 would lose w's low bits
-        weight = weight.float() + spec.norm_offset
-    return RMSNorm(weight.shape[0], spec.rms_norm_eps, weight)
 
 
 def _apply_norm(norm: RMSNorm, x: Tensor) -> Tensor:
@@ -38,34 +31,22 @@ def _apply_norm(norm: RMSNorm, x: Tensor) -> Tensor:
     return norm(x.float()).to(x.dtype)
 
 
-def _fuse(eight_bits: bool, *linears: Any) -> PackedLinear:
-    """Several projections of one input as one product."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    biases = [linear.bias for linear in linears]
-    bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
-    return PackedLinear(weight, bias, eight_bits)
-
-
 class LeanLayer(nn.Module):
-    """One decoder layer, built from the matching Hugging Face layer."""
+    """One decoder layer, number ``index`` of those that ``parts`` holds."""
 
-    def __init__(self, layer: Any, spec: TargetSpec, eight_bits: bool = False) -> None:
+    def __init__(self, index: int, spec: TargetSpec, parts: LeanParts) -> None:
         super().__init__()
         self.spec = spec
-        attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = _fuse(eight_bits, attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = PackedLinear(attention.o_proj.weight, attention.o_proj.bias, eight_bits)
-        self.gate_up = _fuse(eight_bits, mlp.gate_proj, mlp.up_proj)
-        self.down = PackedLinear(mlp.down_proj.weight, mlp.down_proj.bias, eight_bits)
-        self.norm_in = _norm(layer.input_layernorm, spec)
+        linear = lambda name: parts.linear(f"layers.{index}.{name}")  # noqa: E731
+        norm = lambda name: parts.norm(f"layers.{index}.{name}")  # noqa: E731
+        self.qkv, self.out = linear("qkv"), linear("out")
+        self.gate_up, self.down = linear("gate_up"), linear("down")
+        self.norm_in, self.norm_mlp_in = norm("norm_in"), norm("norm_mlp_in")
         if spec.sandwich_norms:
-            self.norm_attention_out = _norm(layer.post_attention_layernorm, spec)
-            self.norm_mlp_in = _norm(layer.pre_feedforward_layernorm, spec)
-            self.norm_mlp_out = _norm(layer.post_feedforward_layernorm, spec)
-        else:
-            self.norm_mlp_in = _norm(layer.post_attention_layernorm, spec)
+            self.norm_attention_out = norm("norm_attention_out")
+            self.norm_mlp_out = norm("norm_mlp_out")
         if spec.qk_norm:
-            self.norm_q, self.norm_k = _norm(attention.q_norm, spec), _norm(attention.k_norm, spec)
+            self.norm_q, self.norm_k = norm("norm_q"), norm("norm_k")
 
     def parts(self) -> LayerParts:
         """The weights as the kernels take them; only without sandwich norms."""
@@ -123,22 +104,20 @@ class LeanModel(nn.Module):
     """The decoder stack of a target without its head, over flattened rows.
 
     Args:
-        module: the Hugging Face base model (``model.model``); its weights are re-laid, so it can
-            be dropped afterwards.
         spec: the target's facts; ``spec.is_lean`` must hold.
-        eight_bits: keep the weights of all products in bytes (``PackedLinear``).
+        parts: where its weights come from.
     """
 
-    def __init__(self, module: Any, spec: TargetSpec, eight_bits: bool = False) -> None:
+    def __init__(self, spec: TargetSpec, parts: LeanParts) -> None:
         super().__init__()
         self.spec = spec
-        self.embedding = module.embed_tokens.weight.detach()
-        self.layers = nn.ModuleList(LeanLayer(layer, spec, eight_bits) for layer in module.layers)
-        self.norm = _norm(module.norm, spec)
+        self.embedding = parts.embedding()
+        self.layers = nn.ModuleList(LeanLayer(i, spec, parts) for i in range(spec.num_layers))
+        self.norm = parts.norm("norm")
         uniform = not spec.sandwich_norms and len(set(spec.layer_types)) == 1
-        parts = [layer.parts() for layer in self.layers] if uniform else []  # type: ignore[operator]
-        self.stack = NativeStack.of(parts)
-        self.ropes = rope_tables(module.rotary_emb, spec)
+        own = [layer.parts() for layer in self.layers] if uniform else []  # type: ignore[operator]
+        self.stack = NativeStack.of(own)
+        self.ropes = parts.ropes()
 
     def embed(self, ids_T: Tensor) -> Tensor:
         """Input embedding [T, D], the family's scale applied."""

@@ -20,13 +20,16 @@ from torch import Tensor
 
 from dspark import native
 from dspark.errors import CheckpointError, RequestError
+from dspark.models import kept, kept_target
 from dspark.models.attention import CachedAttention, PackedAttention
 from dspark.models.choice import choose
 from dspark.models.default_target import resolve_target
 from dspark.models.family import TargetSpec, rope_theta, spec_from_config
+from dspark.models.kept_file import KeptFile
 from dspark.models.kv_cache import KVCache, Rows
 from dspark.models.layers import PackedLinear
 from dspark.models.lean import LeanModel
+from dspark.models.lean_parts import LeanParts, ModuleParts
 from dspark.models.weights import INT8, SAME, check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -159,7 +162,15 @@ class Target(ABC):
 
 
 class LeanTarget(Target):
-    """Target on the lean forward (Llama, Qwen3, Gemma 3)."""
+    """Target on the lean forward (Llama, Qwen3, Gemma 3).
+
+    Args:
+        source: the Hugging Face module, or parts of it that were kept.
+
+    Attributes:
+        model: the decoder.
+        head_product: the language-model head, laid out.
+    """
 
     def __init__(
         self,
@@ -167,23 +178,23 @@ class LeanTarget(Target):
         spec: TargetSpec,
         tokenizer: Any,
         stop_ids: frozenset[int],
-        module: Any,
+        source: Any,
         weights: str = SAME,
     ) -> None:
         super().__init__(name, spec, tokenizer, stop_ids)
-        self.weights, eight_bits = weights, weights == INT8
-        head = module.get_output_embeddings().weight.detach()
-        self.dtype, self.device = head.dtype, head.device
-        # Checkpoints that also take pictures keep the text decoder one level deeper.
-        decoder = getattr(module.model, "language_model", module.model)
-        self.model = LeanModel(decoder, spec, eight_bits)
-        self._head_weight, self._head = head, PackedLinear(head, eight_bits=eight_bits)
+        self.weights = weights
+        parts = source
+        if not isinstance(source, LeanParts):
+            parts = ModuleParts(source, spec, weights == INT8)
+        self.model = LeanModel(spec, parts)
+        self._head_weight, self.head_product = parts.head()
+        self.dtype, self.device = self._head_weight.dtype, self._head_weight.device
 
     @property
     def weight_bytes(self) -> int:
         """Memory of the weights that a step reads: all products', the head's among them."""
         linears = [m for m in self.model.modules() if isinstance(m, PackedLinear)]
-        return sum(linear.nbytes for linear in (*linears, self._head))
+        return sum(linear.nbytes for linear in (*linears, self.head_product))
 
     @property
     def head_weight(self) -> Tensor:
@@ -226,7 +237,7 @@ class LeanTarget(Target):
         return self.model.embed(ids)
 
     def logits(self, last_TD: Tensor) -> Tensor:
-        return softcap(self._head(last_TD), self.spec.logit_softcap)
+        return softcap(self.head_product(last_TD), self.spec.logit_softcap)
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -263,19 +274,42 @@ def load_target(
         CheckpointError: when nothing loadable is found, or files are damaged.
         ConfigError: weights of eight bits are not served for it here.
     """
-    from dspark.models.hf_target import HFTarget
-
     if torch.device(device).type == "cuda":
         # cuDNN plans anew for every shape, which takes longer than the step of a small model.
         torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype != "auto":
         pick_dtype(dtype)
-    spec = load_spec(name)
+    where = resolve_target(str(name))
+    place = kept.find_place(where) if torch.device(device).type == "cpu" else None
+    spec = load_spec(name) if place is None else place.spec
     check_weights(weights, spec, dtype, device)
     choice = choose(spec, dtype, device, weights)
     if choice.level:
         native.use(choice.level)
-    module, tokenizer = load_module(name, choice.dtype, device)
+    if place is not None and (file := kept_target.find(place, choice.dtype, weights)) is not None:
+        return _from_kept(str(name), place, file, weights)
+    stamps = kept.stamp(Path(where))
+    target = _from_module(name, choice.dtype, device, weights)
+    if isinstance(target, LeanTarget) and target.device.type == "cpu" and stamps:
+        kept_target.keep(target, Path(where), stamps)
+    return target
+
+
+def _from_kept(name: str, place: kept.Place, file: KeptFile, weights: str) -> LeanTarget:
+    def whole() -> Any:
+        return load_tokenizer(place.folder)
+
+    tokenizer, stop_ids = kept_target.tokenizer_of(file, whole), frozenset(file.fields["stop_ids"])
+    parts = kept_target.KeptParts(file, place.spec)
+    target = LeanTarget(name, place.spec, tokenizer, stop_ids, parts, weights)
+    target.rope_theta = file.fields["rope_theta"]
+    return target
+
+
+def _from_module(name: str | Path, dtype: str, device: str, weights: str) -> Target:
+    from dspark.models.hf_target import HFTarget
+
+    module, tokenizer = load_module(name, dtype, device)
     spec = spec_from_config(module.config)
     stop_ids = find_stop_ids(module, tokenizer)
     target: Target
@@ -301,14 +335,22 @@ def load_spec(name: str | Path) -> TargetSpec:
 
 def load_module(name: str | Path, dtype: str, device: str = "cpu") -> tuple[Any, Any]:
     """The Hugging Face module and tokenizer behind a target name."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(name)
     with _loading(name) as where:
-        tokenizer = AutoTokenizer.from_pretrained(where)
         module = AutoModelForCausalLM.from_pretrained(
             where, dtype=pick_dtype(dtype), use_safetensors=True
         )
     return module.to(device).eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The Hugging Face tokenizer of a target."""
+    from transformers import AutoTokenizer
+
+    with _loading(name) as where:
+        return AutoTokenizer.from_pretrained(where)
 
 
 @contextmanager

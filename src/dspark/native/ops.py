@@ -46,34 +46,49 @@ class Packed:
 
     Attributes:
         dtype: of the inputs it is multiplied with.
+        parts: numbers, and of eight bits the rows' scales and sums; empty otherwise.
         address: of what the kernels read.
         nbytes: memory it takes.
     """
 
     def __init__(self, weight_OI: Tensor, eight_bits: bool = False) -> None:
-        self.rows, self.columns = weight_OI.shape
-        self.dtype = weight_OI.dtype
-        whole = -(-self.rows // PANEL) * PANEL
-        self.data = torch.empty(
-            whole * self.columns, dtype=torch.int8 if eight_bits else self.dtype
-        )
+        rows, columns = weight_OI.shape
+        whole = -(-rows // PANEL) * PANEL
+        kept = torch.int8 if eight_bits else weight_OI.dtype
         scales = torch.empty(whole if eight_bits else 0)
         sums = torch.empty(whole if eight_bits else 0, dtype=torch.int32)
-        self._words = _Weight(
-            self.data.data_ptr(),
-            scales.data_ptr() if eight_bits else None,
-            sums.data_ptr() if eight_bits else None,
-            self.rows,
-            self.columns,
-            INT8 if eight_bits else DTYPES[self.dtype],
-        )
-        self._held = scales, sums  # what the addresses point to
-        self.address = ctypes.addressof(self._words)
-        self.nbytes = sum(x.nbytes for x in (self.data, *self._held))
+        data = torch.empty(whole * columns, dtype=kept)
+        self._lay(rows, columns, weight_OI.dtype, (data, scales, sums))
         weight_OI = weight_OI.contiguous()
         kernels().pack(
             DTYPES[self.dtype], weight_OI.data_ptr(), self.address, torch.get_num_threads()
         )
+
+    @classmethod
+    def of(
+        cls, rows: int, columns: int, dtype: torch.dtype, parts: tuple[Tensor, Tensor, Tensor]
+    ) -> Packed:
+        """A weight that was packed before, from its `parts`."""
+        packed = cls.__new__(cls)
+        packed._lay(rows, columns, dtype, parts)
+        return packed
+
+    def _lay(
+        self, rows: int, columns: int, dtype: torch.dtype, parts: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        self.rows, self.columns, self.dtype, self.parts = rows, columns, dtype, parts
+        self.data, scales, sums = parts
+        eight_bits = self.data.dtype is torch.int8
+        self._words = _Weight(
+            self.data.data_ptr(),
+            scales.data_ptr() if eight_bits else None,
+            sums.data_ptr() if eight_bits else None,
+            rows,
+            columns,
+            INT8 if eight_bits else DTYPES[dtype],
+        )
+        self.address = ctypes.addressof(self._words)
+        self.nbytes = sum(x.nbytes for x in parts)
 
 
 def pack(weight_OI: Tensor, eight_bits: bool = False) -> Packed | None:
