@@ -13,6 +13,8 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Targets are kept in the tests of that alone, which have a cache of their own.
+os.environ["DSPARK_KEPT_GIB"] = "0"
 
 import pytest
 from hypothesis import settings

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dspark import native
 from dspark.artifacts import atomic_folder, sha256_file
@@ -106,8 +108,13 @@ def read_checkpoint(folder: str | Path) -> tuple[DrafterConfig, dict[str, Tensor
     return config, tensors
 
 
-def load_state(drafter: Drafter, tensors: dict[str, Tensor], where: str) -> None:
+def load_state(
+    drafter: Drafter, tensors: dict[str, Tensor], where: str, as_stored: bool = False
+) -> None:
     """Put tensors with DeepSpec's names into a drafter; shapes and names must all match.
+
+    Args:
+        as_stored: take the tensors themselves, in their own number type, and copy nothing.
 
     Raises:
         CheckpointError: naming the tensors that are missing, unexpected or of another shape.
@@ -134,7 +141,16 @@ def load_state(drafter: Drafter, tensors: dict[str, Tensor], where: str) -> None
             found=", ".join(w.removeprefix("backbone.") for w in wrong[:4]),
             fix="Copy or export the checkpoint again",
         )
-    drafter.load_state_dict(state)
+    drafter.load_state_dict(state, assign=as_stored)
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves out the first values of weights that are loaded next: half a second of draws."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_shared(tensors: dict[str, Tensor], target: Target, d2t: Tensor | None) -> None:
@@ -173,8 +189,9 @@ def load_drafter(
         IncompatibleDrafterError: for a drafter of another target.
     """
     config, tensors = read_checkpoint(folder)
-    drafter = make_drafter(config)
-    load_state(drafter, tensors, str(folder))
+    with _NoInit():
+        drafter = make_drafter(config)
+    load_state(drafter, tensors, str(folder), as_stored=pack)
     drafter.to(device=target.device, dtype=(dtype or target.dtype) if pack else None)
     drafter.bind(target)
     check_shared(tensors, target, drafter.d2t)

@@ -157,7 +157,8 @@ def remember(place: Place) -> None:
 
 
 def _spec(fields: dict[str, Any]) -> TargetSpec:
-    return TargetSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return TargetSpec(**values)
 
 
 @cache

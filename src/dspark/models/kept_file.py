@@ -1,7 +1,7 @@
 """One file of kept tensors and texts, whole or absent, mapped into memory when it is read.
 
-Layout: `MAGIC`, length of the header, SHA-256 of the header, the header in JSON, and the blobs, each
-at a multiple of `ALIGN` bytes. The header has the caller's fields, and of each blob its place.
+Layout: `MAGIC`, length of the header, SHA-256 of the header, the header in JSON, and the blobs,
+each at a multiple of `ALIGN` bytes. The header has the caller's fields, and of each blob its place.
 """
 
 from __future__ import annotations
@@ -39,24 +39,26 @@ def write(path: Path, fields: Mapping[str, Any], blobs: Mapping[str, Tensor | by
     Raises:
         CheckpointError: it cannot be written.
     """
-    held = {name: _Blob(value) for name, value in blobs.items()}
-    end, table = 0, {}
-    for name, blob in held.items():
+    end = 0
+    table: dict[str, Any] = {}
+    placed: list[tuple[int, _Blob]] = []
+    for name, value in blobs.items():
+        blob = _Blob(value)
         start = -(-end // ALIGN) * ALIGN
         end = start + blob.size
+        placed.append((start, blob))
         table[name] = {"start": start, "bytes": blob.size, "dtype": blob.dtype, "shape": blob.shape}
-    sampled = _digest_samples(held, table, end)
+    sampled = _digest_samples(placed, end)
     header = json.dumps({**fields, "blobs": table, "size": end, "samples": sampled}).encode()
-    first = -(-(_HEAD.size + len(header)) // ALIGN) * ALIGN
-    start = _HEAD.pack(MAGIC, len(header), hashlib.sha256(header).digest()) + header
+    head = _HEAD.pack(MAGIC, len(header), hashlib.sha256(header).digest()) + header
 
-    def parts() -> Iterator[Any]:
-        yield start.ljust(first, b"\0")
+    def parts() -> Iterator[bytes | memoryview]:
+        yield head.ljust(-(-len(head) // ALIGN) * ALIGN, b"\0")
         at = 0
-        for name, blob in held.items():
-            yield b"\0" * (table[name]["start"] - at)
+        for start, blob in placed:
+            yield b"\0" * (start - at)
             yield blob.view
-            at = table[name]["start"] + blob.size
+            at = start + blob.size
 
     atomic_write_parts(path, parts(), error=CheckpointError)
 
@@ -73,7 +75,8 @@ class _Blob:
             import torch
 
             self.dtype, self.shape = str(value.dtype).removeprefix("torch."), list(value.shape)
-            self.view = memoryview(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+            whole: Any = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+            self.view = memoryview(whole)
         self.size = len(self.view)
 
 
@@ -84,8 +87,8 @@ def _places(size: int) -> list[tuple[int, int]]:
     return [(start, min(start + _SAMPLE, size)) for start in starts]
 
 
-def _digest_samples(held: dict[str, _Blob], table: dict[str, Any], size: int) -> str:
-    digest, blobs = hashlib.sha256(), [(table[n]["start"], b) for n, b in held.items()]
+def _digest_samples(blobs: list[tuple[int, _Blob]], size: int) -> str:
+    digest = hashlib.sha256()
     for start, end in _places(size):
         sample = bytearray(end - start)
         for first, blob in blobs:

@@ -60,20 +60,21 @@ class PackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.bias = None if bias is None else bias.detach()
+        self.packed: native.Packed | None
+        self.reordered = False
         if isinstance(weight, native.Packed):
             self.out_features, self.in_features = weight.rows, weight.columns
-            self.packed: native.Packed | None = weight
-            self.weight, self.reordered = weight.data, False
+            self.packed, self.weight = weight, weight.data
             return
         self.out_features, self.in_features = weight.shape
-        weight = weight.detach()
-        self.packed = native.pack(weight, eight_bits)
-        self.reordered = self.packed is None and can_reorder(weight)
+        laid = weight.detach()
+        self.packed = native.pack(laid, eight_bits)
+        self.reordered = self.packed is None and can_reorder(laid)
         if self.packed is not None:
-            weight = self.packed.data
+            laid = self.packed.data
         elif self.reordered:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACK_ROWS)
-        self.weight = weight
+            laid = torch.ops.mkldnn._reorder_linear_weight(laid.contiguous(), PACK_ROWS)
+        self.weight = laid
 
     @property
     def rows_OI(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""A target's tokenizer without transformers, whose import takes longer than all the rest of a start.
+"""A target's tokenizer without transformers, whose import takes most of a start.
 
 It is what the Hugging Face tokenizer is made of: the library `tokenizers` and a chat template in
 jinja2. It is only used where it was compared with that one, when a target was kept

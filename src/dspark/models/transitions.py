@@ -16,15 +16,19 @@ from dspark import native
 from dspark.models.heads import MarkovHead
 
 KEPT_BYTES = 2**27  # 4,096 rows of a draft vocabulary of 16,384 in bfloat16
-_AT_ONCE = 256  # rows worked out together at the start
+# Rows worked out at the start, and along with each that is missing: a few more take no longer than
+# one, since reading W_2 is what takes the time.
+_FIRST, _ALONG = 256, 7
 _NOWHERE = -1
 
 
 class Transitions:
     """Looks transition biases up, and works out those it does not have.
 
-    It starts full, with the lowest token ids, since tokenizers number common tokens first; the
-    token that was not needed for longest gives way.
+    Places belong to the lowest token ids at first, since tokenizers number common tokens first.
+    Their rows are worked out bit by bit, some at the start and some with every token that is
+    missing: all of them at once would take half a second. The token that was not needed for
+    longest gives way.
 
     Args:
         head: a first-order head; its weights must not change while this is used.
@@ -41,18 +45,19 @@ class Transitions:
         vocabulary = head.markov_w1.num_embeddings
         size = min(max(kept_bytes // (width * weight.element_size()), 1), vocabulary)
         self._rows_NV = torch.empty(size, width, dtype=weight.dtype)
-        for tokens in torch.arange(size).split(_AT_ONCE):
-            self._rows_NV[tokens[0] : tokens[-1] + 1] = self._biases(tokens)
-        self._token_N = torch.arange(size)
+        self._token_N = torch.arange(size)  # whose a place is, worked out or not
         self._place_X = torch.full((vocabulary,), _NOWHERE)
-        self._place_X[:size] = self._token_N
+        self._begun = min(size, _FIRST)  # places from here on may be without their first rows
+        first = self._token_N[: self._begun]
+        self._rows_NV[: self._begun] = self._biases(first)
+        self._place_X[: self._begun] = first
         self._turn = 0  # one for each look; rows remember their last
         self._used_N = -self._token_N  # common tokens shall stay
 
     @property
     def kept(self) -> set[int]:
         """Tokens whose rows are kept."""
-        return set(self._token_N.tolist())
+        return set((self._place_X != _NOWHERE).nonzero().flatten().tolist())
 
     @torch.inference_mode()
     def _biases(self, tokens: Tensor) -> Tensor:
@@ -82,9 +87,19 @@ class Transitions:
         places = self._used_N.topk(len(missing), largest=False).indices
         self._place_X[self._token_N[places]] = _NOWHERE
         self._place_X[missing], self._token_N[places] = places, missing
-        self._rows_NV[places] = self._biases(missing)
+        along = self._along()
+        rows = self._biases(torch.cat([missing, along]))
+        self._rows_NV[places], self._rows_NV[along] = rows[: len(missing)], rows[len(missing) :]
+        self._place_X[along] = along
         self._used_N[places] = self._turn
         return True
+
+    def _along(self) -> Tensor:
+        """The next tokens whose places wait for their first rows."""
+        along = torch.arange(self._begun, min(self._begun + _ALONG, len(self._token_N)))
+        self._begun += len(along)
+        waiting = (self._token_N[along] == along) & (self._place_X[along] == _NOWHERE)
+        return along[waiting]
 
     def can_follow(self, base_RKV: Tensor) -> bool:
         """Whether `follow` serves logits like these."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
-import llguidance.hf
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from dspark.errors import RequestError
 from dspark.models.target import Target
@@ -32,9 +33,7 @@ class JsonGrammars:
     def __init__(self, target: Target) -> None:
         self._vocabulary = target.spec.vocab_size
         self._stops = sorted(target.stop_ids)
-        self._tokenizer: LLTokenizer = llguidance.hf.from_tokenizer(
-            target.tokenizer, n_vocab=self._vocabulary, eos_token=self._stops
-        )
+        self._tokenizer = _tokenizer(target.tokenizer, self._vocabulary, self._stops)
         self._kept: dict[str, JsonGrammar] = {}
 
     def compile(self, schema: dict[str, Any]) -> JsonGrammar:
@@ -65,6 +64,25 @@ class JsonGrammars:
                 fix="Leave out the keyword it names",
             )
         return JsonGrammar(matcher, self._vocabulary, self._stops)
+
+
+def _tokenizer(tokenizer: Any, vocabulary: int, stops: list[int]) -> LLTokenizer:
+    """The target's tokenizer as the library wants it; its own function imports transformers.
+
+    Raises:
+        RequestError: the tokenizer is none of the library `tokenizers`.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise RequestError(
+            "JSON schemas need a tokenizer of the library tokenizers",
+            found=type(tokenizer).__name__,
+            fix="Leave response_format out",
+        )
+    bare = copy(backend)
+    bare.no_padding()
+    bare.no_truncation()
+    return LLTokenizer(bare.to_str(), n_vocab=vocabulary, eos_token=stops)
 
 
 class JsonGrammar:
