@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,30 @@ def test_without_a_drafter_there_is_nothing_to_check(
 ) -> None:
     assert cli.main(["audit", "--target", str(home / "target"), "--drafter", "none"]) == 2
     assert "nothing to audit" in capfd.readouterr().err
+
+
+def test_ctrl_c_gives_the_answer_so_far(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real, file = audit.Pace.begin, tmp_path / "audit.json"
+
+    def begin(self: Any, part: str, planned: int, share: float) -> None:
+        real(self, part, planned, share)
+        if part == "distribution":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(audit.Pace, "begin", begin)
+    code = cli.main(line(home, "--limit", "2", "--samples", "1", "--json", str(file)))
+    found = read_artifact(file, audit.SCHEMA)
+    assert code == 3
+    assert found["stopped"]
+    assert found["greedy"]["prompts"] == 2
+    assert found["distribution"]["tokens"] == found["seeds"]["requests"] == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "stopped after" in said
+    assert "needs" in said
+
+
+def test_a_time_that_is_none(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(line(home, "--seconds", "0")) == 2
+    assert "--seconds" in capfd.readouterr().err

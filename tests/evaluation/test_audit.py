@@ -12,7 +12,7 @@ import torch
 from dspark.core import Batch
 from dspark.engine import judging
 from dspark.engine.policies import Policy
-from dspark.evaluation import audit
+from dspark.evaluation import audit, pace
 from dspark.maths import admission, verification
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target, load_target
@@ -85,9 +85,7 @@ def test_a_policy_that_looks_ahead_is_caught(table: Target, drafter: Drafter) ->
     assert result["distribution"]["outcome"] == "failed"
 
 
-def test_greedy_text_that_changes_is_caught(
-    table: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def accept_one_more(patch: pytest.MonkeyPatch) -> None:
     real = verification.verify_greedy
 
     def broken(best: Any, ids: Any, lengths: Any) -> Any:
@@ -97,7 +95,13 @@ def test_greedy_text_that_changes_is_caught(
         ]
         return verdict
 
-    monkeypatch.setattr(judging, "verify_greedy", broken)
+    patch.setattr(judging, "verify_greedy", broken)
+
+
+def test_greedy_text_that_changes_is_caught(
+    table: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept_one_more(monkeypatch)
     result = found(table, drafter, plan=audit.Plan(PLAN.prompts, 12, 12, 2, 4))
     assert result["greedy"]["outcome"] == "failed"
     assert result["verdict"] == "lossy"
@@ -130,3 +134,79 @@ def test_excess() -> None:
     assert excess.z == pytest.approx(10)
     assert excess.p_value < 1e-20
     assert excess.distance_seen == pytest.approx((3.8906 + 1.6449) * 5 / 100, rel=1e-3)
+
+
+def test_a_check_says_what_it_would_take(table: Target, drafter: Drafter) -> None:
+    result = found(table, drafter, plan=audit.Plan(PLAN.prompts, 12, 12, 4, 4))
+    needs = result["distribution"]["needs"]
+    samples = int(needs.rpartition(" ")[2])
+    more = found(table, drafter, plan=audit.Plan(PLAN.prompts, 12, 12, samples + samples // 4, 32))
+    assert more["distribution"]["outcome"] == "passed"
+    assert more["distribution"]["needs"] is None
+    assert not result["stopped"]
+
+
+class Steps:
+    """Stops after so many looks, at any of which the clock may have run out."""
+
+    def __init__(self, looks: int) -> None:
+        self.left = looks
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("looks", [0, 1, 5, 12, 20, 40, 60, 75, 90, 120])
+def test_stopped_anywhere_it_answers(table: Target, drafter: Drafter, looks: int) -> None:
+    plan = audit.Plan(PLAN.prompts, 12, 12, samples=20, slots=2)
+    result = audit.run(table, drafter, None, plan, pace=audit.Pace(stopped=Steps(looks)))
+    assert result["verdict"] == "undecided"
+    assert result["stopped"]
+    for check in ("greedy", "distribution", "seeds"):
+        assert result[check]["outcome"] in ("passed", "undecided")
+        assert bool(result[check]["needs"]) == (result[check]["outcome"] == "undecided")
+    assert result["greedy"]["identical"] in (None, 1)
+    assert result["seeds"]["identical"] in (None, 1)
+    if looks == 0:
+        assert result["greedy"]["prompts"] == result["distribution"]["tokens"] == 0
+
+
+def test_what_was_seen_before_the_stop_counts(
+    table: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accept_one_more(monkeypatch)
+    plan = audit.Plan(PLAN.prompts, 12, 12, samples=2, slots=1)
+    result = audit.run(table, drafter, None, plan, pace=audit.Pace(stopped=Steps(40)))
+    assert result["greedy"]["outcome"] == "failed"
+    assert result["verdict"] == "lossy"
+
+
+def test_a_time_is_kept_to_by_every_check(
+    table: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10_000))
+    monkeypatch.setattr(pace, "perf_counter", lambda: float(next(clock)))
+    told: list[str] = []
+    plan = audit.Plan(PLAN.prompts, 12, 12, samples=50, slots=2)
+    own = audit.Pace(100.0, on_progress=lambda part, done, planned: told.append(part))
+    result = audit.run(table, drafter, None, plan, pace=own)
+    assert result["stopped"]
+    assert set(told) == {"greedy text", "distribution", "seeds"}
+    assert result["greedy"]["prompts"] > 0
+    assert result["distribution"]["tokens"] > 0
+    assert result["seeds"]["requests"] > 0
+    assert next(clock) < 140
+
+
+def test_progress_never_goes_back(table: Target, drafter: Drafter) -> None:
+    told: dict[str, list[float]] = {}
+
+    def note(part: str, done: float, planned: int) -> None:
+        assert 0 <= done <= planned
+        told.setdefault(part, []).append(done)
+
+    audit.run(table, drafter, None, PLAN, pace=audit.Pace(on_progress=note))
+    assert len(told) == 3
+    for part in told.values():
+        assert part == sorted(part)

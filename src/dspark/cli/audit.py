@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,9 +22,11 @@ from dspark.cli.common import (
     WeightsOption,
     check_writable,
     load_models,
+    passing_bar,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
+from dspark.signals import note_interrupts
 
 EXIT = {"lossless": 0, "lossy": 1, "undecided": 3}
 
@@ -46,6 +47,10 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=1, help="Answer after so many seconds of checking with what is known."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings here (dspark.audit/1).")
     ] = None,
@@ -56,13 +61,16 @@ def command(
     Exit code 0: nothing is lost. 1: something is. 3: too little was drafted to tell, or the
     distribution test could not have seen a total-variation distance of 0.05. Without --policy whole
     blocks are verified, where there is most to lose. Adaptive policies, auto too, draft little for
-    many requests at a time: give them --slots 1 or 2, and more --samples.
+    many requests at a time: give them --slots 1 or 2, and more --samples. Ctrl-C ends the checking
+    and gives the answer so far, as --seconds does; what is undecided says what it would take.
 
     Examples:
 
         dspark audit
 
         dspark audit --policy causal --slots 2 --dtype float32 --json audit.json
+
+        dspark audit --seconds 60
 
         dspark audit --target ./my-model --drafter runs/mine/drafter --data prompts.jsonl
     """
@@ -78,16 +86,15 @@ def command(
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ids = [model.encode_messages(p.messages) for p in spread(prompts, limit)]
     plan = audit.Plan(ids, max_new_tokens, max_new_tokens, samples, slots)
-    console = Console(file=sys.stderr, highlight=False)
-    with console.status("checking"):
-        found = audit.run(
-            model,
-            draft_model,
-            policy,
-            plan,
-            seed=seed,
-            on_done=lambda check: console.print(f"checked: {check}"),
-        )
+    with passing_bar() as bar, note_interrupts() as came:
+        task = bar.add_task("checking", total=1)
+
+        def show(part: str, done: float, planned: int) -> None:
+            text = f"{part}, {int(done)}/{planned} texts"
+            bar.update(task, completed=done, total=planned, description=text)
+
+        pace = audit.Pace(seconds, lambda: bool(came), show)
+        found = audit.run(model, draft_model, policy, plan, seed=seed, pace=pace)
     Console(highlight=False).print(_shown(found))
     if json_file is not None:
         write_artifact(json_file, audit.SCHEMA, found, provenance("dspark audit", {"seed": seed}))
@@ -97,26 +104,31 @@ def command(
 def _shown(found: dict[str, Any]) -> Table:
     title = f"{found['target']}, {found['drafter']}, {found['policy']}, {found['dtype']}"
     verdict = f"verdict: {found['verdict']}, against {found['against']}"
+    if found["stopped"]:
+        verdict += f", stopped after {found['seconds']:.0f} s"
     table = Table(title=escape(title), caption=escape(verdict))
     for heading in ("check", "outcome", "figures"):
         table.add_column(heading)
     greedy, drawn, seeds = found["greedy"], found["distribution"], found["seeds"]
-    table.add_row(
-        "greedy text",
-        greedy["outcome"],
-        f"{greedy['identical']:.0%} of {greedy['prompts']} texts identical; where others part, the "
-        f"two best logits differ by {greedy['largest_gap']:.4f} at most",
-    )
+    figures = f"{_share(greedy)} of {greedy['prompts']} texts identical; where others part, the "
+    figures += f"two best logits differ by {greedy['largest_gap']:.4f} at most"
+    _row(table, "greedy text", greedy, figures)
     seen = drawn["distance_seen"]
-    table.add_row(
-        "distribution",
-        drawn["outcome"],
+    figures = (
         f"{drawn['tokens']} tokens, p = {drawn['p_value']:.3g}; would have seen a distance of "
-        f"{'-' if seen is None else format(seen, '.3f')}",
     )
-    table.add_row(
-        "seeds",
-        seeds["outcome"],
-        f"{seeds['identical']:.0%} of {seeds['requests']} seeded texts the same in company",
-    )
+    _row(table, "distribution", drawn, figures + ("-" if seen is None else f"{seen:.3f}"))
+    figures = f"{_share(seeds)} of {seeds['requests']} seeded texts the same in company"
+    _row(table, "seeds", seeds, figures)
     return table
+
+
+def _share(check: dict[str, Any]) -> str:
+    share = check["identical"]
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _row(table: Table, name: str, check: dict[str, Any], figures: str) -> None:
+    """A check's figures, and what it would take to decide."""
+    needs = check["needs"] if check["outcome"] == "undecided" else None
+    table.add_row(name, check["outcome"], figures + (f"\n[b]needs {needs}[/b]" if needs else ""))

@@ -2,158 +2,42 @@
 
 1. Greedy identity: at temperature 0 the texts with and without drafts are equal, up to places where
    the target's two best logits are closer than rounding in this dtype.
-2. Distribution: at temperature 1 every committed token follows the target given the text before it.
-   Tokens are judged by whether they fall among those that the drafter overrates, S = {p_d > p_t},
-   where broken acceptance shows, and by fixed groups of the vocabulary, where a policy that favours
-   some tokens shows. The excess over P_t(S) is a martingale, so its sum over its standard
-   deviation is a normal deviate.
+2. Distribution: at temperature 1 every committed token follows the target given the text before it
+   (`excess`).
 3. Seeds: a request with a seed gives the same text alone and in company.
 
-Suffixes: R requests, K block slots, V vocabulary.
+A check that is stopped before its end says what it has seen, and what it would take to decide.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from dspark.core import DraftBlock, Request, SamplingParams, Verdict
+from dspark.core import FinishReason, Request, SamplingParams
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
 from dspark.evaluation.answers import difference
+from dspark.evaluation.excess import ALPHA, Excess, Watch
+from dspark.evaluation.pace import Pace
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 from dspark.models.weights import SAME
+
+__all__ = ["SCHEMA", "Excess", "Pace", "Plan", "Watch", "run"]
 
 SCHEMA = "dspark.audit/1"
 # Two best logits closer than this may change places by rounding alone: an absolute gap in float32,
 # a share of the best logit in the short types.
 EXACT_GAP = 1e-4
 ROUNDING = {"float16": 2e-2, "bfloat16": 6e-2}
-ALPHA, POWER = 1e-4, 0.95
-GROUPS = 16  # of the vocabulary
 SEEN_DISTANCE = 0.05  # total variation that a distribution test must be able to see
-
-
-@dataclass(slots=True)
-class Excess:
-    """How often committed tokens fell among the overrated ones, against what was due.
-
-    Attributes:
-        tokens: committed tokens judged.
-        hits: those in S.
-        due: Σ P_t(S).
-        variance: Σ P_t(S) (1 - P_t(S)).
-    """
-
-    tokens: int = 0
-    hits: float = 0.0
-    due: float = 0.0
-    variance: float = 0.0
-
-    def add(self, hit_N: Tensor, mass_N: Tensor) -> None:
-        """Count tokens: whether each fell in S, and P_t(S) at its place."""
-        mass_N = mass_N.double().clamp(0, 1)
-        self.tokens += len(hit_N)
-        self.hits += float(hit_N.double().sum())
-        self.due += float(mass_N.sum())
-        self.variance += float((mass_N * (1 - mass_N)).sum())
-
-    @property
-    def z(self) -> float:
-        """Normal deviate of the excess; 0 when nothing could vary."""
-        return (self.hits - self.due) / math.sqrt(self.variance) if self.variance else 0.0
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided."""
-        return math.erfc(abs(self.z) / math.sqrt(2))
-
-    @property
-    def distance_seen(self) -> float:
-        """Smallest mean total variation towards the drafter that would have been noticed.
-
-        With probability POWER at level ALPHA; infinite without tokens.
-        """
-        if not self.tokens:
-            return math.inf
-        normal = torch.distributions.Normal(0.0, 1.0)
-        deviates = normal.icdf(torch.tensor([1 - ALPHA / 2, POWER])).sum()
-        return float(deviates) * math.sqrt(self.variance) / self.tokens
-
-
-@dataclass(slots=True)
-class Watch:
-    """Sits at an engine's verdicts and fills `Excess`, slot by slot.
-
-    Attributes:
-        slots: one `Excess` of the overrated tokens for each block slot.
-        groups: one `Excess` for each fixed group of the vocabulary.
-        verified: rounds by verify length.
-    """
-
-    d2t: Tensor | None
-    slots: list[Excess] = field(default_factory=list)
-    groups: list[Excess] = field(default_factory=lambda: [Excess() for _ in range(GROUPS)])
-    verified: dict[int, int] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        requests: Sequence[Request],
-        target_RKV: Tensor,
-        drafts: DraftBlock,
-        verify_len: Sequence[int],
-        verdict: Verdict,
-    ) -> None:
-        """One step's verdict; rows of ``target_RKV`` beyond a request's verify length are void."""
-        assert drafts.draft_probs_RKV is not None
-        ids = drafts.draft_ids_RK.tolist()
-        depth = drafts.draft_ids_RK.shape[1]
-        while len(self.slots) < depth:
-            self.slots.append(Excess())
-        for length in verify_len:
-            self.verified[length] = self.verified.get(length, 0) + 1
-        for k in range(depth):
-            # Slot k speaks of a committed token where all drafts before it stand.
-            rows = [r for r in range(len(requests)) if verdict.accepted[r] >= k]
-            rows = [r for r in rows if k <= verify_len[r]]
-            if not rows:
-                break
-            said = [ids[r][k] if verdict.accepted[r] > k else verdict.next_id[r] for r in rows]
-            p_t = target_RKV[rows, k].float()
-            p_d = self._wide(drafts.draft_probs_RKV[rows, k], p_t)
-            overrated = p_d > p_t
-            said_N = torch.tensor(said, device=p_t.device)
-            hit = overrated.gather(1, said_N[:, None])[:, 0]
-            self.slots[k].add(hit, torch.where(overrated, p_t, 0.0).sum(1))
-            # Knuth's multiplicative hash: neighbours in the vocabulary fall into other groups.
-            group_V = torch.arange(p_t.shape[1], device=p_t.device) * 2654435761 // 2**16 % GROUPS
-            mass_NG = p_t.new_zeros(len(rows), GROUPS).index_add_(1, group_V, p_t)
-            for g, excess in enumerate(self.groups):
-                excess.add(group_V[said_N] == g, mass_NG[:, g])
-
-    def _wide(self, draft: Tensor, like: Tensor) -> Tensor:
-        if self.d2t is None:
-            return draft.float()
-        wide = torch.zeros_like(like)
-        wide[:, self.d2t] = draft.float()
-        return wide
-
-    @property
-    def total(self) -> Excess:
-        """All slots together."""
-        parts = self.slots
-        return Excess(
-            sum(p.tokens for p in parts),
-            sum(p.hits for p in parts),
-            sum(p.due for p in parts),
-            sum(p.variance for p in parts),
-        )
+# Of the time that is left when a check begins, how much it may take.
+GREEDY_SHARE, DISTRIBUTION_SHARE = 0.3, 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +58,6 @@ class Plan:
     slots: int = 8
 
 
-OnDone = Callable[[str], None]
-
-
 def run(
     target: Target,
     drafter: Drafter,
@@ -184,37 +65,45 @@ def run(
     plan: Plan,
     *,
     seed: int = 0,
-    on_done: OnDone = lambda check: None,
+    pace: Pace | None = None,
 ) -> dict[str, Any]:
-    """All three checks.
+    """All three checks, as far as there is time.
 
     Args:
         policy: by default whole blocks.
+        pace: how long they may take, and who is told how far they are.
 
     Returns:
         Fields of schema dspark.audit/1; ``verdict`` is "lossless", "lossy" or "undecided".
     """
+    pace = pace or Pace()
     longest = max(map(len, plan.prompts)) + max(plan.greedy_tokens, plan.sampled_tokens)
     room = min(longest + drafter.config.block_size, target.max_positions)
     chosen = policy or f"fixed:{drafter.config.block_size}"
     build = lambda d, s=plan.slots: Engine(  # noqa: E731
         target, d, chosen if d is not None else "off", s, room, seed
     )
-    greedy = _greedy(target, build(None), build(drafter), plan)
-    on_done("greedy")
-    distribution = _distribution(build(drafter), plan)
-    on_done("distribution")
-    seeds = _seeds(target, build, drafter, plan, seed)
-    on_done("seeds")
-    failed = [c["check"] for c in (greedy, distribution, seeds) if c["outcome"] == "failed"]
-    unsure = [c["check"] for c in (greedy, distribution, seeds) if c["outcome"] == "undecided"]
+    drafted = build(drafter)
+    pace.begin("greedy text", len(plan.prompts), GREEDY_SHARE)
+    greedy = _greedy(target, build(None), drafted, plan, pace)
+    pace.begin("distribution", len(plan.prompts) * plan.samples, DISTRIBUTION_SHARE)
+    distribution = _distribution(build(drafter), plan, pace)
+    pace.begin("seeds", len(plan.prompts), 1.0)
+    seeds = _seeds(target, build, drafter, plan, seed, pace)
+    outcomes = [check["outcome"] for check in (greedy, distribution, seeds)]
     return {
         "target": target.name,
         "drafter": drafter.config.kind,
-        "policy": build(drafter).policy.name,
+        "policy": drafted.policy.name,
         "dtype": target.precision,
         "against": _against(target),
-        "verdict": "lossy" if failed else "undecided" if unsure else "lossless",
+        "verdict": "lossy"
+        if "failed" in outcomes
+        else "undecided"
+        if "undecided" in outcomes
+        else "lossless",
+        "seconds": round(pace.seconds, 1),
+        "stopped": pace.stopped_early,
         "greedy": greedy,
         "distribution": distribution,
         "seeds": seeds,
@@ -227,33 +116,46 @@ def _against(target: Target) -> str:
     return f"plain decoding{own}"
 
 
-def _greedy(target: Target, plain: Engine, drafted: Engine, plan: Plan) -> dict[str, Any]:
+def _greedy(
+    target: Target, plain: Engine, drafted: Engine, plan: Plan, pace: Pace
+) -> dict[str, Any]:
     params = SamplingParams(max_new_tokens=plan.greedy_tokens)
-    expected = plain.generate(plan.prompts, params)
-    found = drafted.generate(plan.prompts, params)
-    pairs = zip(expected, found, strict=True)
+    pairs: list[tuple[Request, Request]] = []
+    found: list[Request] = []
+    for start in range(0, len(plan.prompts), plan.slots):
+        prompts = plan.prompts[start : start + plan.slots]
+        expected = [plain.request(prompt, params) for prompt in prompts]
+        pace.run(plain, expected, pace.within(0.5), done=start, weight=0.5)
+        again = [drafted.request(prompt, params) for prompt in prompts]
+        pace.run(drafted, again, done=start + len(prompts) / 2, weight=0.5)
+        found += again
+        pairs += [pair for pair in zip(expected, again, strict=True) if all(map(_said, pair))]
+        if pace.over:
+            break
     parted = [
-        difference(target, str(i), a, b)
-        for i, (a, b) in enumerate(pairs)
-        if a.output_ids != b.output_ids
+        difference(target, str(i), *pair) for i, pair in enumerate(pairs) if not _alike(*pair)
     ]
     beyond = [d for d in parted if d["logit_gap"] > _excused(target, d["best_logit"])]
+    whole = sum(_is_whole(a) and _is_whole(b) for a, b in pairs)
     return {
         "check": "greedy",
-        "outcome": _outcome(bool(beyond), _drafted(found)),
-        "prompts": len(plan.prompts),
-        "identical": round(1 - len(parted) / len(plan.prompts), 4),
+        "outcome": _outcome(bool(beyond), _drafted(found) and whole == len(plan.prompts)),
+        "prompts": len(pairs),
+        "planned": len(plan.prompts),
+        "identical": round(1 - len(parted) / len(pairs), 4) if pairs else None,
         "largest_gap": max((d["logit_gap"] for d in parted), default=0.0),
         "beyond_rounding": len(beyond),
         "accepted_length": _rounded(accepted_length(found)),
+        "needs": _needs_texts(pace, whole, len(plan.prompts), _drafted(found)),
     }
 
 
-def _distribution(engine: Engine, plan: Plan) -> dict[str, Any]:
+def _distribution(engine: Engine, plan: Plan, pace: Pace) -> dict[str, Any]:
     watch = Watch(engine.runner.drafter.d2t if engine.runner.drafter is not None else None)
     engine.runner.on_verdict = watch
     params = SamplingParams(temperature=1.0, max_new_tokens=plan.sampled_tokens)
-    requests = engine.generate(plan.prompts * plan.samples, params)
+    requests = [engine.request(prompt, params) for prompt in plan.prompts * plan.samples]
+    pace.run(engine, requests)
     engine.runner.on_verdict = None
     total = watch.total
     tests = [total, *watch.slots, *watch.groups]
@@ -272,32 +174,78 @@ def _distribution(engine: Engine, plan: Plan) -> dict[str, Any]:
         "z_by_slot": [round(slot.z, 3) for slot in watch.slots],
         "verify_lengths": {str(k): n for k, n in sorted(watch.verified.items())},
         "accepted_length": _rounded(accepted_length(requests)),
+        "needs": _needs_tokens(pace, total, plan, requests) if unseen else None,
     }
 
 
-def _seeds(target: Target, build: Any, drafter: Drafter, plan: Plan, seed: int) -> dict[str, Any]:
+def _seeds(
+    target: Target, build: Any, drafter: Drafter, plan: Plan, seed: int, pace: Pace
+) -> dict[str, Any]:
     """Each seeded request alone, then all of them among unseeded company."""
     params = SamplingParams(temperature=1.0, max_new_tokens=plan.sampled_tokens)
-    seeded = [replace(params, seed=seed + i) for i in range(len(plan.prompts))]
-    alone = []
-    for prompt, own in zip(plan.prompts, seeded, strict=True):
-        alone += build(drafter, 1).generate([prompt], own)
+    single, alone = build(drafter, 1), []
+    half = pace.within(0.5)
+    for i, prompt in enumerate(plan.prompts):
+        request = single.request(prompt, replace(params, seed=seed + i))
+        pace.run(single, [request], half, done=i / 2, weight=0.5)
+        if not _said(request):
+            break
+        alone.append(request)
     engine = build(drafter)
-    together = []
-    for prompt, own in zip(plan.prompts, seeded, strict=True):
-        together.append(engine.submit(prompt, own))
-        engine.submit(prompt, params)
-    while engine.step():
-        pass
-    pairs = zip(alone, together, strict=True)
-    same = sum(a.output_ids == b.output_ids for a, b in pairs)
+    together = [engine.request(request.prompt_ids, request.params) for request in alone]
+    company = [engine.request(request.prompt_ids, params) for request in alone]
+    mixed = [request for pair in zip(together, company, strict=True) for request in pair]
+    pace.run(engine, mixed, done=len(alone) / 2, weight=0.25)
+    pairs = [pair for pair in zip(alone, together, strict=True) if all(map(_said, pair))]
+    same = sum(_alike(*pair) for pair in pairs)
+    whole = sum(_is_whole(a) and _is_whole(b) for a, b in pairs)
     exact = target.dtype == torch.float32
+    decided = _drafted(alone) and whole == len(plan.prompts)
     return {
         "check": "seeds",
-        "outcome": _outcome(exact and same < len(alone), _drafted(alone)),
-        "requests": len(alone),
-        "identical": round(same / len(alone), 4),
+        "outcome": _outcome(exact and same < len(pairs), decided),
+        "requests": len(pairs),
+        "planned": len(plan.prompts),
+        "identical": round(same / len(pairs), 4) if pairs else None,
+        "needs": _needs_texts(pace, whole, len(plan.prompts), _drafted(alone)),
     }
+
+
+def _said(request: Request) -> bool:
+    return bool(request.output_ids)
+
+
+def _is_whole(request: Request) -> bool:
+    return request.finish not in (None, FinishReason.CANCELLED)
+
+
+def _alike(one: Request, other: Request) -> bool:
+    """Whether two texts are equal, as far as both go where one was cut short."""
+    a, b = one.output_ids, other.output_ids
+    if _is_whole(one) and _is_whole(other):
+        return a == b
+    length = min(len(a), len(b))
+    return a[:length] == b[:length]
+
+
+def _needs_texts(pace: Pace, whole: int, planned: int, drafted: bool) -> str | None:
+    """What a check of whole texts would take to decide; None where it did."""
+    if whole < planned:
+        return f"{planned - whole} more texts, {pace.estimate(whole, planned - whole)}"
+    return None if drafted else "draft tokens that are verified: another --policy, or longer texts"
+
+
+def _needs_tokens(pace: Pace, total: Excess, plan: Plan, requests: Sequence[Request]) -> str:
+    """What the check of the distribution would take to see a distance of SEEN_DISTANCE."""
+    if not total.variance:
+        return "draft tokens that are verified"
+    needed = math.ceil(total.tokens * (total.distance_seen / SEEN_DISTANCE) ** 2)
+    missing = needed - total.tokens
+    text = f"about {missing:,d} more tokens, {pace.estimate(total.tokens, missing)}"
+    given = sum(len(request.output_ids) for request in requests)
+    whole = all(map(_is_whole, requests))
+    samples = math.ceil(plan.samples * needed / max(given, 1))
+    return f"{text}: --samples {samples}" if whole else text
 
 
 def _excused(target: Target, best_logit: float) -> float:

@@ -142,7 +142,7 @@ class Greedy(Record):
 
     outcome: str
     prompts: int
-    identical: Number
+    identical: Number = math.nan
     largest_gap: Number = math.nan
     beyond_rounding: int
 
@@ -161,7 +161,7 @@ class Seeds(Record):
 
     outcome: str
     requests: int
-    identical: Number
+    identical: Number = math.nan
 
 
 class Audit(Record):
