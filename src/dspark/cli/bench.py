@@ -13,6 +13,7 @@ from dspark.cli import (
     bench_serve,
     bench_weights,
 )
+from dspark.cli.checks import checked
 
 HELP = """Measure speed on this machine.
 
@@ -28,10 +29,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 def _group() -> None: ...  # makes `head` a sub-verb even while it is the only one
 
 
-app.command("floor")(bench_floor.command)
-app.command("head")(bench_head.command)
-app.command("kernels")(bench_kernels.command)
-app.command("load")(bench_load.command)
-app.command("peers")(bench_peers.command)
-app.command("serve")(bench_serve.command)
-app.command("weights")(bench_weights.command)
+app.command("floor")(checked(bench_floor.command))
+app.command("head")(checked(bench_head.command))
+app.command("kernels")(checked(bench_kernels.command))
+app.command("load")(checked(bench_load.command))
+app.command("peers")(checked(bench_peers.command))
+app.command("serve")(checked(bench_serve.command))
+app.command("weights")(checked(bench_weights.command))

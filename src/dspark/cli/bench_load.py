@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.cli.checks import check_policy
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
@@ -102,6 +103,15 @@ def command(
     """
     if json_file is not None:
         check_writable(json_file)
+    closed = positive_numbers(users, "--users", whole=True)
+    opened = positive_numbers(rates, "--rates")
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    if not (closed or opened) or not names:
+        raise ConfigError("There is nothing to measure", fix="Name --users or --rates, --policies")
+    for name in names:
+        check_policy(name)
+    for text in against or []:
+        _parted(text)
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
     from dspark.data.prompts import spread_prompts
@@ -109,11 +119,7 @@ def command(
     from dspark.evaluation import load
     from dspark.models.target import portable_name
 
-    levels = [load.Load(users=int(n)) for n in positive_numbers(users, "--users", whole=True)]
-    levels += [load.Load(rate=rate) for rate in positive_numbers(rates, "--rates")]
-    names = [name.strip() for name in policies.split(",") if name.strip()]
-    if not levels or not names:
-        raise ConfigError("There is nothing to measure", fix="Name --users or --rates, --policies")
+    levels = [load.Load(users=int(n)) for n in closed] + [load.Load(rate=rate) for rate in opened]
     prompts = spread_prompts(data)
     params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
@@ -185,15 +191,27 @@ def _others(named: Sequence[str], target: Target) -> list[_Way]:
 
     ways = []
     for text in named:
-        drafter, separator, policy = text.rpartition("=")
-        folder = find_drafter(drafter, target.name) if drafter else None
-        if not separator or folder is None:
-            raise ConfigError(
-                "--against takes a drafter and a policy", found=text, fix="Write mtp=fixed:1"
-            )
+        drafter, policy = _parted(text)
+        folder = find_drafter(drafter, target.name)
+        if folder is None:
+            raise _not_against(text)
         model = load_drafter(folder, target, dtype=drafting_dtype(target))
         ways.append(_Way(drafter, policy, model))
     return ways
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Drafter and policy of DRAFTER=POLICY."""
+    drafter, separator, policy = text.rpartition("=")
+    if not separator or drafter in ("", "none"):
+        raise _not_against(text)
+    check_policy(policy)
+    return drafter, policy
+
+
+def _not_against(text: str) -> ConfigError:
+    what = "--against takes a drafter and a policy"
+    return ConfigError(what, found=text, fix="Write mtp=fixed:1")
 
 
 def never_worse_lines(rows: list[dict[str, Any]]) -> list[str]:

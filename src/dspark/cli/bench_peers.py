@@ -89,8 +89,8 @@ def command(
     if json_file is not None:
         check_writable(json_file)
     places = named_drafters(drafter, target)
-    at_levels = _levels(levels or "")
     policies = _policies(policy or [], len(places))
+    at_levels = _levels(levels or "")
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
     from dspark.data.prompts import spread_prompts

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dspark.cli.checks import check_prompt
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
@@ -60,6 +61,9 @@ def command(
         dspark generate "Tell me a story." --temperature 1 --seed 7 --json
     """
     params = SamplingParams(temperature, top_k, top_p, seed, max_new_tokens)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+        check_prompt(prompt)
     from dspark.engine.engine import Engine
     from dspark.engine.stats import accepted_length
     from dspark.models.detokenize import TextStream

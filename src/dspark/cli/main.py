@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dspark import __version__, signals
+from dspark.cli.checks import checked
 from dspark.cli.streams import ReaderGone, standard_streams
 from dspark.errors import DSparkError
 
@@ -81,7 +82,7 @@ def _load(verb: str) -> Any:
     if hasattr(module, "app"):  # a verb with sub-verbs
         return typer.main.get_command(module.app)
     app = typer.Typer(add_completion=False, context_settings=HELP_OPTIONS)
-    app.command(name=verb)(module.command)
+    app.command(name=verb)(checked(module.command))
     return typer.main.get_command(app)
 
 

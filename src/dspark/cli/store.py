@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dspark.cli.checks import check_recipe
 from dspark.config import TrainConfig, load_config
 
 
@@ -41,6 +42,7 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set data.store=stores/smollm2
     """
     loaded = load_config(config, TrainConfig, set_ or [])
+    check_recipe(loaded)
     from dspark.training.store import make_plan, write_store
 
     plan = make_plan(loaded)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column
 
 from dspark.artifacts import provenance
+from dspark.cli.checks import check_recipe
 from dspark.config import TrainConfig, load_config
 
 
@@ -50,8 +51,11 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
     loaded = load_config(config, TrainConfig, set_ or [])
+    check_recipe(loaded)
+    from dspark.models.registry import drafter_class
     from dspark.training.parallel import Parallel
 
+    drafter_class(loaded.drafter.kind)  # a wrong name is heard of before a model loads
     parallel = Parallel()
     if profile:
         from dspark.training import profile as profiling
