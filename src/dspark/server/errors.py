@@ -129,8 +129,8 @@ def from_validation(errors: Sequence[Any], body: Any) -> ApiError:
         body: as it was read, whose own keys name the place.
     """
     if errors[0]["type"] == "json_invalid":
-        words = str(errors[0]["ctx"]["error"]).removesuffix(" at")
-        return refusal(f"The body is not JSON: {words} at character {errors[0]['loc'][-1]}")
+        what = str(errors[0]["ctx"]["error"]).removesuffix(" at")
+        return refusal(f"The body is not JSON: {what} at character {errors[0]['loc'][-1]}")
     placed = [(_place(error, body), error) for error in errors]
     place = max((place for place, _ in placed), key=len)
     if not place:
