@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dspark.models.anchor_batch import AnchorBatch, make_anchor_batch
+from dspark.models.position_batch import make_position_batch
 from dspark.models.training_data import AnchorDraw, SequenceStates, TrainingSequence
 
 D, M = 3, 5
@@ -99,3 +102,37 @@ def test_answers_without_room_give_nothing() -> None:
     assert mixed is not None
     assert mixed.lengths == [len(long.ids_T)]
     assert float(mixed.taps_TM[0, 0]) == 1000.0
+
+
+def test_only_answers_of_a_conversation_are_learned() -> None:
+    """Anchors lie in answers with a token of the same answer behind; labels end with the answer."""
+    given = sequence("a", 3, 14)  # tokens 10 to 26, answers from position 3 on
+    talk = replace(given, context=((4, 6), (9, 12)))
+    answers = [{3, 4, 5, 6}, {9, 10, 11}, {15, 16}]
+    assert set(np.flatnonzero(talk.loss_mask)) == set().union(*answers)
+    batch = batch_of([talk], anchors=100, block=3)
+    assert batch is not None
+    assert batch.anchors[0].tolist() == [3, 4, 5, 9, 10, 15]
+    for row, place in enumerate(batch.anchors[0].tolist()):
+        own = next(answer for answer in answers if place in answer)
+        for k in range(1, 4):
+            valid = place + k in own
+            assert bool(batch.label_valid_AK[row, k - 1]) is valid
+            assert int(batch.labels_AK[row, k - 1]) == (10 + place + k if valid else 0)
+            if valid:
+                assert float(batch.log_norm_N[row * 3 + k - 1]) == place + k - 1
+
+
+def test_chains_learn_the_same_tokens() -> None:
+    given = sequence("a", 3, 14)
+    talk = replace(given, context=((4, 6), (9, 12)))
+    answers = [{3, 4, 5, 6}, {9, 10, 11}, {15, 16}]
+    batch = make_position_batch([talk], 3)
+    assert batch is not None
+    for row, place in zip(batch.label_valid_AK, batch.rows_Q.tolist(), strict=True):
+        own = next((answer for answer in answers if place + 1 in answer), set())
+        assert row.tolist() == [place + 2 + j in own for j in range(3)]
+    whole = make_position_batch([given], 3)
+    assert whole is not None
+    assert whole.label_valid_AK[0].all()
+    assert int(whole.label_valid_AK.sum()) > int(batch.label_valid_AK.sum())

@@ -9,6 +9,7 @@ a file, `Response` the part that training keeps in memory.
     response_ids          the answer, token ids, the stop token included when there is one
     finished              true when the answer ended by itself, false at a length limit
     source, license, prompt, response   text, may be absent
+    turn                  which answer of its conversation it is, from 0; absent outside of one
 
 Further fields are allowed and survive reading and writing.
 
@@ -28,11 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dspark.data.files import find_data, place, read_jsonl
+from dspark.data.turns import Conversations
 from dspark.errors import ConfigError, DataError
 
 _TEXTS = ("source", "license", "prompt", "response")
 _KNOWN = frozenset(
-    ("id", "domain", "temperature", "top_p", "prompt_ids", "response_ids", "finished", *_TEXTS)
+    {"id", "domain", "temperature", "top_p", "prompt_ids", "response_ids", "finished", "turn"}
+    | set(_TEXTS)
 )
 
 
@@ -57,6 +60,7 @@ class ResponseRow:
     license: str = ""
     prompt: str = ""
     response: str = ""
+    turn: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -75,7 +79,9 @@ class ResponseRow:
             raise DataError(f"{where}: domain must be a text", found=repr(domain))
         if not isinstance(finished, bool):
             raise DataError(f"{where}: finished must be true or false", found=repr(finished))
-        top_p = row.get("top_p")
+        top_p, turn = row.get("top_p"), row.get("turn")
+        if turn is not None and (type(turn) is not int or turn < 0):
+            raise DataError(f"{where}: turn must be a whole number from 0", found=repr(turn))
         texts = {}
         for key in _TEXTS:
             value = row.get(key)
@@ -90,6 +96,7 @@ class ResponseRow:
             temperature=_number(_required(row, "temperature", where), 100, f"{where}: temperature"),
             finished=finished,
             top_p=None if top_p is None else _number(top_p, 1, f"{where}: top_p"),
+            turn=turn,
             extra={key: value for key, value in row.items() if key not in _KNOWN},
             **texts,
         )
@@ -102,7 +109,10 @@ class ResponseRow:
             row["top_p"] = self.top_p
         row |= {"prompt": self.prompt, "response": self.response}
         row |= {"prompt_ids": self.prompt_ids.tolist(), "response_ids": self.response_ids.tolist()}
-        return row | {"finished": self.finished} | self.extra
+        row["finished"] = self.finished
+        if self.turn is not None:
+            row["turn"] = self.turn
+        return row | self.extra
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq on arrays would not give a truth value
@@ -116,6 +126,8 @@ class Response:
         temperature: what it was sampled with.
         finished: it ended by itself and was not cut afterwards.
         sample: which of the answers to this prompt it is, from 0 in reading order.
+        context: [start, end) of what in `response_ids` is no answer, in order: of a conversation
+            that holds several answers, what lies between them.
     """
 
     id: str
@@ -125,6 +137,15 @@ class Response:
     temperature: float
     finished: bool
     sample: int = 0
+    context: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        """Which tokens of `response_ids` the target wrote, bool [response tokens]."""
+        answered = np.ones(len(self.response_ids), dtype=bool)
+        for start, end in self.context:
+            answered[start:end] = False
+        return answered
 
     @property
     def key(self) -> str:
@@ -136,7 +157,9 @@ class Response:
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def load_responses(sources: Sequence[str | Path], max_length: int | None = None) -> list[Response]:
+def load_responses(
+    sources: Sequence[str | Path], max_length: int | None = None, *, join_turns: bool = False
+) -> list[Response]:
     """Read the responses of several files, in the order given.
 
     Args:
@@ -144,6 +167,7 @@ def load_responses(sources: Sequence[str | Path], max_length: int | None = None)
         max_length: longest prompt plus response, in tokens; None for no limit. A longer response
             is cut and no longer counts as finished; one whose prompt leaves no room for a single
             response token is skipped.
+        join_turns: make one response of the answers of a conversation (:mod:`dspark.data.turns`).
 
     Raises:
         DataError: a file is missing, damaged or given twice, a row is not a response, or nothing
@@ -157,7 +181,7 @@ def load_responses(sources: Sequence[str | Path], max_length: int | None = None)
     if max_length is not None and max_length < 2:
         raise ConfigError("max_length is out of range", found=max_length, fix="Use 2 or more")
     responses: list[Response] = []
-    seen: Counter[str] = Counter()
+    conversations, seen = Conversations(responses), Counter[str]()
     for path in _different_files(sources):
         for line, row in read_jsonl(path):
             full = ResponseRow.from_json(row, place(path, line))
@@ -165,7 +189,7 @@ def load_responses(sources: Sequence[str | Path], max_length: int | None = None)
             seen[full.id] += 1  # counted even if skipped, so keys do not depend on max_length
             fitted = _fit(full, sample, max_length)
             if fitted is not None:
-                responses.append(fitted)
+                conversations.add(fitted, full.turn or 0 if join_turns else 0)
     if not responses:
         raise DataError(
             "no response is left: every prompt fills max_length by itself",
@@ -212,7 +236,7 @@ def check_vocabulary(responses: Iterable[Response], vocab_size: int) -> None:
 
 
 def token_frequencies(responses: Iterable[Response], vocab_size: int) -> NDArray[np.int64]:
-    """How often each token occurs in the responses (prompts not counted).
+    """How often each token occurs in the answers (prompts and other context not counted).
 
     Returns:
         int64 [V].
@@ -229,7 +253,7 @@ def token_frequencies(responses: Iterable[Response], vocab_size: int) -> NDArray
                 found=int(ids.max()),
                 fix="Use responses that were made by this target",
             )
-        np.add.at(freq_V, ids, 1)
+        np.add.at(freq_V, ids[response.answered] if response.context else ids, 1)
     return freq_V
 
 

@@ -26,7 +26,8 @@ class PositionBatch:
         taps_TM: the target's taps, or final-normed last states, of every row.
         next_ids_T: the token after each row.
         positions_T: each row's position in its sequence.
-        rows_Q: rows that learn: those from the last of the prompt on that have a label.
+        rows_Q: rows that learn: those from the last of the prompt on that have a label. Between
+            the answers of a conversation are rows whose labels are not valid.
         tokens_QK: input token of each step, i + 1 + j at step j (0 behind the end).
         labels_QK: what step j should say, the token at i + 2 + j (0 where not valid).
         label_valid_AK: labels that exist, [Q, K].
@@ -66,13 +67,15 @@ def make_position_batch(sequences: Sequence[TrainingSequence], steps: int) -> Po
         place_QK = np.arange(first, first + count)[:, None] + 1 + np.arange(steps + 1)
         inside = place_QK < len(sequence.ids_T)
         last = len(sequence.ids_T) - 1
-        tokens.append((np.where(inside, sequence.ids_T[np.minimum(place_QK, last)], 0), inside))
+        tokens_QK = np.where(inside, sequence.ids_T[np.minimum(place_QK, last)], 0)
+        learned_QK = inside & sequence.loss_mask[np.minimum(place_QK, last)]
+        tokens.append((tokens_QK, np.logical_and.accumulate(learned_QK, axis=1)))
         teacher.append(torch.from_numpy(np.minimum(place_QK[:, :-1], last) - first - 1).flatten())
         learners.append((first, count))
         rows.append(np.arange(start + first, start + first + count))
         start += len(sequence.ids_T) - 1
     ids_QK = torch.from_numpy(np.concatenate([t for t, _ in tokens]))
-    inside_QK = torch.from_numpy(np.concatenate([i for _, i in tokens]))
+    learned_QK = torch.from_numpy(np.concatenate([learned for _, learned in tokens]))
     pairs = [(s.states, t.to(s.states.last_TD.device)) for s, t in zip(kept, teacher, strict=True)]
     return PositionBatch(
         lengths=[len(s.ids_T) - 1 for s in kept],
@@ -83,7 +86,7 @@ def make_position_batch(sequences: Sequence[TrainingSequence], steps: int) -> Po
         rows_Q=torch.from_numpy(np.concatenate(rows)),
         tokens_QK=ids_QK[:, :-1],
         labels_QK=ids_QK[:, 1:],
-        label_valid_AK=inside_QK[:, 1:],
+        label_valid_AK=learned_QK[:, 1:],
         last_ND=torch.cat([s.last_TD.index_select(0, t) for s, t in pairs]),
         log_norm_N=torch.cat([s.log_norm_T.index_select(0, t) for s, t in pairs]),
     )

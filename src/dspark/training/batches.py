@@ -86,6 +86,7 @@ def training_sequences(
             response.key,
             np.concatenate([response.prompt_ids, response.response_ids]).astype(np.int64),
             state,
+            response.context,
         )
         for response, state in zip(responses, states, strict=True)
     ]

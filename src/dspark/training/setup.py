@@ -54,7 +54,7 @@ def load_data(config: TrainConfig, target: Target) -> tuple[list[Response], list
     Raises:
         DataError: when nothing is left to train on, or token ids do not fit the target.
     """
-    responses = load_responses(config.data.responses, config.data.max_length)
+    responses = load_responses(config.data.responses, config.data.max_length, join_turns=True)
     responses = [r for r in responses if len(r.response_ids) >= 2]
     train, held_out = split_held_out(responses, config.data.held_out_share, config.data.seed)
     if not train:
@@ -77,6 +77,7 @@ def unused_token(responses: list[Response], target: Target, wanted: int | None) 
     seen = token_frequencies(responses, size)
     for response in responses:
         np.add.at(seen, response.prompt_ids, 1)
+        np.add.at(seen, response.response_ids[~response.answered], 1)
     if wanted is not None:
         if wanted < size and seen[wanted]:
             raise ConfigError(

@@ -89,7 +89,7 @@ class Trainer(Learner):
         """Write the drafter in DeepSpec's layout with its provenance."""
         training = asdict(self.counters) | {
             "answers": len(self.train),
-            "response_tokens": sum(len(r.response_ids) for r in self.train),
+            "response_tokens": sum(int(r.answered.sum()) for r in self.train),
             "draft_vocabulary_coverage": round(self.coverage, 5),
             "held_out": held_out,
         }
