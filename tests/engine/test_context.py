@@ -81,6 +81,27 @@ def test_rows_do_not_wait_without_end(
     assert 2 <= max(waited) <= 4
 
 
+def test_what_ends_without_a_draft_is_never_taken_in(
+    target: Target, drafter: Drafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the request in the first slot is drafted; slots change hands meanwhile."""
+    monkeypatch.setattr(
+        NowAndThen, "wants", lambda self, batch: [r.slot == 0 for r in batch.decode]
+    )
+    taken: list[set[int]] = []
+    extend = drafter.extend
+
+    def watched(cache: Any, taps: Any, slots_T: torch.Tensor, *rest: Any) -> None:
+        taken.append(set(slots_T.tolist()))
+        extend(cache, taps, slots_T, *rest)
+
+    drafter.extend = watched  # type: ignore[method-assign]
+    _, waited = drafts(target, drafter, [12, 7, 30, 9, 5])
+    assert set().union(*taken) == {0}
+    assert max(waited) > 10
+    assert waited[-1] == 0
+
+
 def test_only_a_chain_is_told_the_tokens_after(target: Target) -> None:
     asked: dict[str, list[bool]] = {}
     for kind in KINDS:

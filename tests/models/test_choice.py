@@ -125,6 +125,23 @@ def test_times_of_every_level_and_type() -> None:
     assert all(len(times) == 2 and min(times) > 0 for times in found.values())
 
 
+def test_a_crowd_that_leaves_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The better level is held up in every repeat of the first seven."""
+    turns = {"good": 0, "bad": 0}
+
+    class Scripted:
+        def seconds(self, rows: int, level: str) -> float:
+            turns[level] += 1
+            crowd = 50.0 / turns[level] if level == "good" and turns[level] < 16 else 0.0
+            return crowd + {"good": 1.0, "bad": 2.0}[level]
+
+    made = {level: Scripted() for level in turns}
+    monkeypatch.setattr(choice, "by_level", lambda *rest: made)
+    found = choice._of_dtype([], "float32", 1.0, False)
+    assert found["good float32"] < found["bad float32"]
+    assert max(turns.values()) <= len(choice.ROWS) * (choice.MOST + 1)
+
+
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32", "float16"])
 @pytest.mark.parametrize("level", [native.TORCH, BEST])
 def test_every_type_is_served(

@@ -95,7 +95,7 @@ class Engine:
             prefill_rows,
             cache_len,
             self.policy.draft_len,
-            on_release=self.runner.forget if cache_len < slots * max_len else lambda slot: None,
+            on_release=self.runner.forget if cache_len < slots * max_len else self.runner.leave,
         )
         self.scheduler = Scheduler(self.policy, self.max_len)
         self.stats = StepStats()
@@ -223,7 +223,7 @@ class Engine:
             return []
         before_choice = perf_counter()
         batch = self.scheduler.choose(batch)
-        before_draft, late = perf_counter(), self.runner.late
+        before_draft = perf_counter()
         drafts = self.runner.draft(batch)
         after_draft = perf_counter()
         plan = self.scheduler.plan(batch, drafts)
@@ -241,7 +241,7 @@ class Engine:
         stats.steps += 1
         stats.batch_tokens += batch.other_rows + plan.batch_tokens
         stats.committed += sum(len(output.token_ids) for output in outputs)
-        self.policy.observe(_record(batch, drafts, plan, late, end - start, outputs))
+        self.policy.observe(_record(batch, drafts, plan, self.runner.late, end - start, outputs))
         return outputs
 
     def generate(

@@ -38,6 +38,7 @@ class Runner:
         peaks: let drafters without a confidence head give their largest probabilities instead.
 
     Attributes:
+        late: rows that had waited for the present step's draft.
         on_verdict: watches verdicts (see `evaluation.audit`); None costs nothing.
     """
 
@@ -57,6 +58,7 @@ class Runner:
         self._tap_ids: Sequence[int] = ()
         self._d2t: Tensor | None = None
         self._context: DraftContext | None = None
+        self.late = 0
         self.on_verdict: OnVerdict | None = None
         if self.drafter is not None:
             self._tap_ids = self.drafter.config.target_layer_ids
@@ -68,10 +70,10 @@ class Runner:
 
     def draft(self, batch: Batch) -> DraftBlock | None:
         """Draft tokens for the requests that have an anchor; None when nothing is drafted."""
-        requests = batch.decode
+        requests, self.late = batch.decode, 0
         if self.drafter is None or self._context is None or not requests:
             return None
-        self._context.catch_up()
+        self.late = self._context.catch_up([_slot(request) for request in requests])
         steps, draws_RK = batch.draft_len or self.draft_len, None
         masks = GrammarMasks(requests, self._d2t, steps) if has_grammar(requests) else None
         if not _all_greedy(requests):
@@ -121,15 +123,15 @@ class Runner:
         own = 0 if self.drafter is None else self.drafter.position_bytes
         return self.target.position_bytes + own
 
-    @property
-    def late(self) -> int:
-        """Rows that the drafter's context has yet to take in."""
-        return 0 if self._context is None else self._context.waiting
-
     def catch_up(self) -> None:
         """Let the drafter's context take in the rows that wait."""
         if self._context is not None:
             self._context.catch_up()
+
+    def leave(self, slot: int) -> None:
+        """A request leaves its slot: no rows wait for its drafts any more."""
+        if self._context is not None:
+            self._context.drop(slot)
 
     def forget(self, slot: int) -> None:
         """Give the memory of a slot's rows back to the system, where the caches can."""

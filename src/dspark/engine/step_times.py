@@ -13,8 +13,8 @@ from dspark.core import StepRecord
 
 PAIRS = 9  # that the correction comes from
 FEWEST = 3  # pairs that are believed; ones that lack count as the table being right
-# Rows of a request that a drafter's context may have waiting before a step that teaches: the
-# first draft after a plain run takes in the rows of that run, which were cheap until then.
+# Rows of a drafted request that may have waited before a step that teaches: the first draft after a
+# plain run takes in the rows of that run, which were cheap until then.
 MOST_LATE = 2
 
 Predict = Callable[[StepRecord], float]
@@ -39,7 +39,7 @@ class StepTimes:
 
     def take(self, step: StepRecord) -> None:
         """Look at a step; it makes a pair with the one before where the two can be compared."""
-        if step.drafted and step.late > MOST_LATE * step.decoding:
+        if step.drafted and step.late > MOST_LATE * step.drafted:
             return  # passed over: its neighbours may be compared with each other
         last, self._last = self._last, step if _tells(step) else None
         if self._last is None or last is None or last.decoding != step.decoding:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,9 @@ DTYPES = ("bfloat16", "float32")
 ROWS = (1, 6)  # a plain step, and one that verifies five draft tokens
 # Weights that are timed: beyond a processor's cache, and soon read. The rest follows from them.
 SAMPLE = 32_000_000
-REPEATS = 3
+# Repeats at least and at most, and how many in turn must bring none of the times down by more than
+# this share: on a crowded machine the first ones say little.
+LEAST, MOST, CALM, SETTLED = 3, 16, 3, 0.03
 SMALL = 4_000_000  # weights that stay in a cache: too few to tell anything
 # Where PyTorch serves, what lies between the products takes about as long as they do; with our
 # kernels it is a sixth (`dspark bench floor`).
@@ -157,7 +161,8 @@ def measure(spec: TargetSpec, eight_bits: bool = False) -> dict[str, tuple[float
     """Milliseconds of a forward's products with each of `ROWS`, by level and type.
 
     Levels take turns in each repeat, so drift of the machine's speed falls on all alike; the
-    fastest of the repeats counts, which a neighbour on the machine disturbs least.
+    fastest of the repeats counts, which a neighbour on the machine disturbs least, and there are
+    more of them while times still fall.
 
     Args:
         eight_bits: of weights; PyTorch's level is left out then.
@@ -175,12 +180,19 @@ def _of_dtype(
     levels = native.usable()[1:] if eight_bits else native.usable()
     ways = by_level(shapes, getattr(torch, dtype), levels, eight_bits)
     best: dict[tuple[str, int], float] = {}
-    for repeat in range(REPEATS + 1):
-        for rows in ROWS:
-            for level, products in ways.items():
-                seconds = products.seconds(rows, level)
-                if repeat:  # the first pays for memory
-                    best[level, rows] = min(seconds, best.get((level, rows), seconds))
+    calm = 0
+    for repeat in range(MOST + 1):
+        moved = False
+        for rows, (level, products) in product(ROWS, ways.items()):
+            seconds = products.seconds(rows, level)
+            if not repeat:  # it pays for memory
+                continue
+            before = best.get((level, rows), inf)
+            best[level, rows] = min(seconds, before)
+            moved |= seconds < (1 - SETTLED) * before
+        calm = 0 if moved else calm + 1
+        if repeat >= LEAST and calm >= CALM:
+            break
     return {
         f"{level} {dtype}": tuple(1e3 * scale * best[level, rows] for rows in ROWS)
         for level in ways
