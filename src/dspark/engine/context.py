@@ -16,9 +16,9 @@ from dspark.core import Batch, Verdict, VerifyPlan
 from dspark.models.drafter import Drafter
 from dspark.models.kv_cache import Rows
 
-# Rows that may wait, of all requests, so that the memory they hold is bounded. Beyond them the oldest
-# are taken in, some at a time: one after the other would cost as much as never to wait, and all at
-# once would hold up a step.
+# Rows that may wait, of all requests, so that the memory they hold is bounded. Beyond them the
+# oldest are taken in, some at a time: one after the other would cost as much as never to wait, and
+# all at once would hold up a step.
 MOST_WAITING, AT_A_TIME = 4096, 256
 
 
