@@ -178,7 +178,7 @@ def test_mistakes_of_peers(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["head", "--drafter", "none"], "no head without a drafter"),
+        (["head", "--drafter", "none"], "without a drafter"),
         (["head", "--drafter", "nowhere"], "no drafter nowhere"),
         (["head", "--rounds", "1"], "--rounds"),
         (["heads"], "heads"),

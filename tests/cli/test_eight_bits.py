@@ -126,7 +126,8 @@ def test_refusals(
 
 
 def test_other_engines_have_no_counterpart(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    more = ["--target", str(home / "target"), "--engine", "vllm", "--weights", "int8"]
+    more = ["--target", str(home / "target"), "--drafter", "none", "--engine", "vllm"]
+    more += ["--weights", "int8"]
     assert cli.main(["serve", *more]) == 2
     assert "--weights has no counterpart in vllm" in capfd.readouterr().err
 

@@ -243,5 +243,6 @@ def test_keys_in_the_environment_are_not_passed_over(
 def test_options_of_other_engines_alone(
     more: list[str], home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["serve", "--target", str(home / "the target"), *more]) == 2
+    models = ["--target", str(home / "the target"), "--drafter", "none"]
+    assert cli.main(["serve", *models, *more]) == 2
     assert f"{more[0]} is for other engines. Add --engine" in capfd.readouterr().err

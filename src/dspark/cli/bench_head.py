@@ -24,7 +24,6 @@ from dspark.cli.common import (
     find_drafter,
     load_models,
 )
-from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
 
@@ -54,8 +53,6 @@ def command(
         dspark bench head --drafter runs/block4/drafter --drafter runs/block12/drafter
     """
     names = drafter or [DEFAULT_DRAFTER]
-    if "none" in names:
-        raise ConfigError("There is no head without a drafter", fix="Name a drafter")
     folders = [find_drafter(name, target) for name in names]
     if json_file is not None:
         check_writable(json_file)

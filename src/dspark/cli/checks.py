@@ -202,25 +202,22 @@ def _prompts(source: str | int, given: Given) -> None:
         _data([source], given)
 
 
-def _keys(file: Path, given: Given) -> None:
-    from dspark.server.settings import read_api_keys
-
-    read_api_keys(file)
-
-
-def check_file(path: Path) -> None:
+def check_file(path: Path, what: str | None = None) -> None:
     """Refuse what is no file.
+
+    Args:
+        what: of the error; None says that it cannot be read.
 
     Raises:
         DataError: it is a folder, or not there.
     """
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "no such file"
-        raise DataError(f"cannot read {path}", found=found, fix="Give a file")
+        raise DataError(what or f"cannot read {path}", found=found, fix="Give a file")
 
 
 def _gguf(file: Path, given: Given) -> None:
-    check_file(file)
+    check_file(file, f"cannot read {file} as a GGUF file")
 
 
 CHECKS: dict[str, Callable[[Any, Given], None]] = {
@@ -234,7 +231,6 @@ CHECKS: dict[str, Callable[[Any, Given], None]] = {
     "prompts": _prompts,
     "exclude": _data,
     "only": _data,
-    "api_key_file": _keys,
     "gguf": _gguf,
 }
 

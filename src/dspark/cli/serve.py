@@ -127,6 +127,7 @@ def command(
     if engine is not None:
         return serve_elsewhere(ctx)
     refuse_strays(ctx)
+    keys = read_api_keys(api_key_file)
     with serving_packages():
         from dspark.server.run import Server, bind, url_of
     from dspark.engine.engine import Engine
@@ -139,7 +140,7 @@ def command(
         max_body=max_body,
         timeout_s=timeout,
         grace_s=grace,
-        api_keys=read_api_keys(api_key_file),
+        api_keys=keys,
         open_metrics=open_metrics,
         cors_origins=tuple(cors_origin or ()),
         ignore_unknown=ignore_unknown,
