@@ -31,7 +31,7 @@ TOLD = 32
 WAY_MEMORY = 64
 # Plain steps among drafted ones, by how many came before: early, since the table may be rough,
 # then seldom.
-PLAIN_PROBES, PLAIN_EVERY = (4, 16), 64
+PLAIN_PROBES, PLAIN_EVERY = (4, 8, 16), 64
 # Plain steps before drafts are tried again; twice as many after each try that changed nothing.
 FIRST_TRY, LAST_TRY = 8, 512
 # Requests of a try, or up to twice as many.

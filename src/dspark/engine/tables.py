@@ -17,7 +17,7 @@ import torch
 from dspark import native
 from dspark.artifacts import cache_dir, cpu_model, provenance
 from dspark.engine.adaptive import PolicyTables
-from dspark.engine.measuring import measure_quickly
+from dspark.engine.measuring import measure_quickly, quick_context
 from dspark.engine.runner import Runner
 from dspark.errors import ConfigError, DSparkError
 from dspark.models.checkpoint import load_calibration
@@ -108,6 +108,8 @@ def find_or_measure(runner: Runner, users: int, max_len: int) -> PolicyTables | 
     known = _measured.get(drafter, {}).get(key)
     if known is None and path is not None and path.exists():
         known = _or_none(lambda: CostTable.load(path, key))
+    if known is not None and known.context < quick_context(max_len, drafter.config.block_size):
+        known = None  # made for shorter texts
     table = known
     if known is None or known.most_requests < users:
         sizes = {"users": users, "max_len": max_len}
