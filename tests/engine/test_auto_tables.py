@@ -82,6 +82,15 @@ def test_more_users_are_measured_as_far_as_there_are_slots(target: Target) -> No
     assert {rows for rows, _ in cost.of_requests[-1][1]} == {3, 9, 3 * (1 + K)}
 
 
+def test_a_table_of_shorter_texts_is_made_again(target: Target, folder: Path) -> None:
+    """Attention to short texts takes too little time, so it promises too much of long drafts."""
+    drafter = loaded(folder, target)
+    short = known(Engine(target, drafter, slots=1, max_len=20)).cost
+    again = known(Engine(target, loaded(folder, target), slots=1, max_len=64)).cost
+    assert (short.context, again.context) == (20 - K - 1, 64 - K - 1)
+    assert known(Engine(target, loaded(folder, target), slots=1, max_len=20)).cost == again
+
+
 def test_where_time_is_short_fewer_users_are_measured(target: Target) -> None:
     runner = Runner(target, random_drafter(target, K), 8, 64, K)
     found = measure_quickly(runner, KEY, users=8, max_len=64, seconds=0.0)
