@@ -46,6 +46,10 @@ class RequestError(DSparkError):
     """One request cannot be served as it stands; others are not affected."""
 
 
+class PromptTooLongError(RequestError):
+    """A prompt leaves no room to answer."""
+
+
 class QueueFullError(RequestError):
     """Too many requests are waiting; a later try may find room."""
 

@@ -155,7 +155,7 @@ def test_drift_leads_to_a_refit_between_steps(
             said.append([client.post(TEXT, json=r).json()["choices"] for r in requests])
             greedy = client.post(TEXT, json=text()).json()["choices"][0]["text"]
             seen.append(scraped(client)["dspark:recalibrations_total"][()])
-        ids = target.encode_messages([], raw=text()["prompt"])
+        ids = target.encode(text()["prompt"], raw=True)
         (plain,) = Engine(target, max_len=96).generate([ids], SamplingParams(max_new_tokens=8))
         assert greedy == target.decode(plain.output_ids)
     assert seen[0] == 0 < seen[1]

@@ -40,7 +40,7 @@ def test_summary() -> None:
     meter = Meter()
     meter.add(loss(OVERLAP, 1.0), VALID)
     meter.add(loss(OVERLAP, 2.0), VALID)
-    meter.started -= 10
+    meter.spend(10)
     found = meter.summary()
     assert found["loss"] == 1.5
     assert found["ce"] == 3.0
@@ -51,12 +51,18 @@ def test_summary() -> None:
     assert found["anchors_per_s"] == pytest.approx(0.6, abs=0.05)
 
 
-def test_time_left_out() -> None:
+def test_only_steps_count_as_time() -> None:
     meter = Meter()
     meter.add(loss(OVERLAP), VALID)
-    meter.started -= 100
-    meter.leave_out(90)
-    assert meter.summary()["anchors_per_s"] == pytest.approx(0.3, abs=0.05)
+    meter.spend(10)
+    again = Meter.restored(meter.state())
+    assert meter.summary()["anchors_per_s"] == again.summary()["anchors_per_s"] == 0.3
+
+
+def test_there_is_no_rate_over_no_time() -> None:
+    meter = Meter()
+    meter.add(loss(OVERLAP), VALID)
+    assert meter.summary()["anchors_per_s"] is None
 
 
 def test_a_slot_without_labels_is_no_division_by_zero() -> None:

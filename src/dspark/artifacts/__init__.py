@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+from dspark.artifacts.decoding import bad_byte
 from dspark.artifacts.documents import (
     cpu_count,
     cpu_model,
@@ -30,6 +31,7 @@ __all__ = [
     "atomic_write_json",
     "atomic_write_parts",
     "atomic_write_text",
+    "bad_byte",
     "cache_dir",
     "cpu_count",
     "cpu_model",

@@ -126,6 +126,11 @@ def _files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
+def _arguments() -> list[str]:
+    """The command line as text; a locale without UTF-8 gives its bytes one by one."""
+    return [os.fsencode(text).decode("utf-8", "backslashreplace") for text in sys.argv[1:]]
+
+
 def provenance(
     command: str,
     seeds: Mapping[str, int] | None = None,
@@ -150,7 +155,7 @@ def provenance(
     packages = ("torch", "transformers", "safetensors", "numpy")
     return {
         "command": command,
-        "argv": [Path(sys.argv[0]).name, *map(_portable, sys.argv[1:])],
+        "argv": [Path(sys.argv[0]).name, *map(_portable, _arguments())],
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "dspark": __version__,

@@ -17,6 +17,7 @@ from dspark.calibration.collect import Collected, OnProgress, about, collect
 from dspark.calibration.prompts import in_check
 from dspark.calibration.rounds import Rounds
 from dspark.core import SamplingParams
+from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.errors import DataError, IncompatibleDrafterError
 from dspark.maths.reliability import (
@@ -52,6 +53,7 @@ def run(
     seed: int = 0,
     entry: CalibrationEntry | None = None,
     on_progress: OnProgress = lambda progress: None,
+    bad_rows: BadRows | None = None,
 ) -> tuple[CalibrationEntry, dict[str, Any]]:
     """Collect rounds, fit an entry on some prompts and judge it on the others.
 
@@ -65,6 +67,7 @@ def run(
         seed: decides the draws.
         entry: judge this one and fit none.
         on_progress: called after every step.
+        bad_rows: see `collect`.
 
     Returns:
         the entry, and the fields of schema dspark.calibration_check/1.
@@ -88,6 +91,7 @@ def run(
         slots=slots,
         seed=seed,
         on_progress=on_progress,
+        bad_rows=bad_rows,
     )
     _check_rounds(collected, len(prompts), fits=entry is None)
     entry = entry or replace(fit(collected.fit, params), confidence=_head(drafter, params))

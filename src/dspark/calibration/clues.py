@@ -23,6 +23,7 @@ from dspark.artifacts import atomic_write_bytes
 from dspark.calibration.collect import OnProgress, Progress
 from dspark.calibration.prompts import MAX_PROMPT, in_check, submit
 from dspark.core import DraftBlock, Request, SamplingParams, Verdict
+from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.errors import DataError
@@ -80,6 +81,7 @@ def collect_clues(
     slots: int,
     seed: int = 0,
     on_progress: OnProgress = lambda progress: None,
+    bad_rows: BadRows | None = None,
 ) -> ClueRounds:
     """Answer prompts until there are enough rounds, or prompts run out.
 
@@ -90,6 +92,7 @@ def collect_clues(
         rounds: wanted; answers under way by then are finished and count as well.
         slots: answers made at the same time.
         on_progress: called after every step.
+        bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
     Raises:
         DataError: the folder cannot be written, or a part in it is damaged.
@@ -98,6 +101,7 @@ def collect_clues(
     room = MAX_PROMPT + params.max_new_tokens
     engine = Engine(target, drafter, f"fixed:{size}", slots=slots, max_len=room)
     job = _Job(engine, drafter, folder)
+    job.bad_rows = bad_rows or job.bad_rows
     drafter.keep_clues = True
     try:
         for prompt in prompts:
@@ -144,6 +148,7 @@ class _Job:
         self.open: dict[Request, _Answer] = {}
         self.finished: list[_Answer] = []
         self.skipped = 0
+        self.bad_rows = BadRows()
 
     @property
     def begun(self) -> int:
@@ -156,7 +161,7 @@ class _Job:
         return Progress(fit_rounds=self.begun, skipped=self.skipped)
 
     def start(self, prompt: Prompt, params: SamplingParams, seed: int) -> None:
-        request = submit(self.engine, prompt, params, seed)
+        request = submit(self.engine, prompt, params, seed, self.bad_rows)
         if request is None:
             self.skipped += 1
         else:

@@ -22,6 +22,7 @@ from dspark.artifacts import append_jsonl, cache_dir, read_jsonl, repair_jsonl
 from dspark.calibration.prompts import MAX_PROMPT, in_check, submit
 from dspark.calibration.rounds import Judged, Rounds, to_arrays
 from dspark.core import DraftBlock, Request, RoundRecord, SamplingParams, Verdict
+from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.maths.verification import overlap
@@ -76,7 +77,7 @@ def part_file(prompts: Sequence[Prompt], params: SamplingParams, seed: int, **mo
     Args:
         more: what else decides the rounds (weights, arithmetic).
     """
-    asked = [[prompt.id, prompt.messages] for prompt in prompts]
+    asked = [[prompt.id, prompt.conversation] for prompt in prompts]
     decisive = json.dumps([_LAYOUT, asked, asdict(params), seed, sorted(more.items())])
     name = hashlib.sha256(decisive.encode(errors="surrogatepass")).hexdigest()[:16]
     return cache_dir() / "calibration" / f"{name}.rounds.jsonl"
@@ -94,6 +95,7 @@ def collect(
     slots: int,
     seed: int = 0,
     on_progress: OnProgress = lambda progress: None,
+    bad_rows: BadRows | None = None,
 ) -> Collected:
     """Answer prompts until the check part has `rounds` rounds, or prompts run out.
 
@@ -105,6 +107,7 @@ def collect(
         check_share: share of the prompts that are kept out of fitting.
         slots: answers made at the same time.
         on_progress: called after every step.
+        bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
     Raises:
         DataError: the file cannot be written.
@@ -114,6 +117,7 @@ def collect(
     room = MAX_PROMPT + params.max_new_tokens
     engine = Engine(target, drafter, f"fixed:{size}", slots=slots, max_len=room)
     job = _Job(engine, prompts, params, part, rounds, check_share, seed)
+    job.bad_rows = bad_rows or job.bad_rows
     try:
         while True:
             job.fill()
@@ -151,7 +155,7 @@ class _Job:
     ) -> None:
         self.engine, self.params, self.part, self.seed = engine, params, part, seed
         self.rounds, self.check_share = rounds, check_share
-        self.left = iter(prompts)
+        self.left, self.bad_rows = iter(prompts), BadRows()
         self.walked: list[str] = []
         self.finished = Progress()
         self.open: dict[Request, str] = {}
@@ -213,7 +217,7 @@ class _Job:
                 self._submit(prompt)
 
     def _submit(self, prompt: Prompt) -> None:
-        request = submit(self.engine, prompt, self.params, self.seed)
+        request = submit(self.engine, prompt, self.params, self.seed, self.bad_rows)
         if request is None:
             self.finished.skipped += 1
             return

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dspark.calibration.clues import ClueRounds, collect_clues
 from dspark.calibration.collect import OnProgress, about
 from dspark.core import SamplingParams
+from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
 from dspark.maths.reliability import auroc, mean_known
@@ -49,6 +50,7 @@ def run(
     seed: int = 0,
     on_progress: OnProgress = lambda progress: None,
     on_step: OnStep = lambda done, steps: None,
+    bad_rows: BadRows | None = None,
 ) -> tuple[InformedConfidence, dict[str, Any]]:
     """Collect rounds, fit a head to most answers and judge it by the others.
 
@@ -60,6 +62,7 @@ def run(
         slots: answers made at the same time.
         seed: decides draws, first weights and order.
         on_progress, on_step: called after every step of the engine, and of the fit.
+        bad_rows: see `collect_clues`.
 
     Returns:
         the head, and the fields of schema dspark.confidence_fit/1.
@@ -85,6 +88,7 @@ def run(
         slots=slots,
         seed=seed,
         on_progress=on_progress,
+        bad_rows=bad_rows,
     )
     fitted, held = found.split(CHECK_SHARE)
     head = fit(fitted, seed=seed, on_step=on_step)

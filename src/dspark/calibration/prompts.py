@@ -9,9 +9,11 @@ from pathlib import Path
 
 from dspark.core import Request, SamplingParams
 from dspark.data import files
+from dspark.data.bad_rows import BadRows
+from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt, load_prompts, spread
 from dspark.engine.engine import Engine
-from dspark.errors import DataError, RequestError
+from dspark.errors import DataError, PromptTooLongError
 
 MAX_PROMPT = 768  # tokens; longer prompts are skipped, since caches are made for the longest
 
@@ -22,6 +24,7 @@ def choose_prompts(
     limit: int | None = None,
     seed: int = 0,
     only: Sequence[Path] = (),
+    bad_rows: BadRows | None = None,
 ) -> list[Prompt]:
     """Prompts of several files without those trained on, shuffled, domains in turn.
 
@@ -29,22 +32,24 @@ def choose_prompts(
         exclude: JSON-lines files whose rows carry the `id` of a prompt to leave out.
         only: files of the same kind; where given, prompts that they do not name are left out.
         limit: keep this many; None keeps all.
+        bad_rows: what to do with rows that cannot be used; None stops at the first.
 
     Raises:
         DataError: a file is missing or damaged, two prompts share an id, or none is left.
     """
+    bad_rows = bad_rows or BadRows()
     prompts: dict[str, Prompt] = {}
     for path in data:
-        for prompt in load_prompts(path):
-            if prompts.setdefault(prompt.id, prompt).messages != prompt.messages:
+        for prompt in load_prompts(path, bad_rows=bad_rows):
+            if prompts.setdefault(prompt.id, prompt).conversation != prompt.conversation:
                 raise DataError(
                     f"two prompts have the id {prompt.id}",
                     found=f"the second one in {path}",
                     fix="Give each prompt an id of its own",
                 )
-    unwanted = {name for path in exclude for name in _ids(path)}
+    unwanted = {name for path in exclude for name in _ids(path, bad_rows)}
     if only:
-        unwanted |= prompts.keys() - {name for path in only for name in _ids(path)}
+        unwanted |= prompts.keys() - {name for path in only for name in _ids(path, bad_rows)}
     left = [prompt for name, prompt in prompts.items() if name not in unwanted]
     if not left:
         raise DataError(
@@ -59,11 +64,13 @@ def choose_prompts(
     return spread(left, limit or len(left))
 
 
-def _ids(path: Path) -> Iterator[str]:
-    for line, row in files.read_jsonl(path):
-        if "id" not in row:
-            raise DataError(f"{files.place(path, line)} has no id", fix="Give a file of answers")
-        yield str(row["id"])
+def _ids(path: Path, bad_rows: BadRows) -> Iterator[str]:
+    for line, row in files.read_jsonl(path, bad_rows):
+        if "id" in row:
+            yield str(row["id"])
+            continue
+        where = files.place(path, line)
+        bad_rows.meet(DataError(f"{where} has no id", fix="Give a file of answers"), where)
 
 
 def in_check(prompt_id: str, share: float) -> bool:
@@ -75,13 +82,18 @@ def in_check(prompt_id: str, share: float) -> bool:
     return random.Random(prompt_id).random() < share
 
 
-def submit(engine: Engine, prompt: Prompt, params: SamplingParams, seed: int) -> Request | None:
+def submit(
+    engine: Engine, prompt: Prompt, params: SamplingParams, seed: int, bad_rows: BadRows
+) -> Request | None:
     """Have a prompt answered with a seed of its own, which makes the answer depend on nothing but
-    the prompt and `seed`; None for one that is too long, or that the target cannot take.
+    the prompt and `seed`; None for one that is too long, or that is skipped as a bad row.
+
+    Raises:
+        DataError: the target cannot take it, and bad rows stop the work.
     """
     try:
-        ids = engine.target.encode_messages(prompt.messages)
-    except RequestError:
+        ids = prompt_ids(engine.target, prompt, bad_rows)
+    except PromptTooLongError:
         return None
     if not ids or len(ids) + params.max_new_tokens > engine.max_len:
         return None

@@ -14,6 +14,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -23,6 +24,7 @@ from dspark.cli.common import (
     check_writable,
     load_models,
     passing_bar,
+    say_bad_rows,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -51,6 +53,7 @@ def command(
         float | None,
         typer.Option(min=1, help="Answer after so many seconds of checking with what is known."),
     ] = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the findings here (dspark.audit/1).")
     ] = None,
@@ -79,12 +82,16 @@ def command(
     if json_file is not None:
         check_writable(json_file)
     from dspark.artifacts import provenance, write_artifact
-    from dspark.data.prompts import load_demo_prompts, load_prompts, spread
+    from dspark.data.bad_rows import BadRows
+    from dspark.data.prompt_rows import all_prompt_ids
+    from dspark.data.prompts import spread_prompts
     from dspark.evaluation import audit
 
-    prompts = [p for name in data for p in load_prompts(name)] if data else load_demo_prompts()
+    skipped = BadRows(bad_rows)
+    prompts = spread_prompts(data, limit, skipped)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
-    ids = [model.encode_messages(p.messages) for p in spread(prompts, limit)]
+    ids = [ids for _, ids in all_prompt_ids(model, prompts, skipped)]
+    say_bad_rows(skipped)
     plan = audit.Plan(ids, max_new_tokens, max_new_tokens, samples, slots)
     with passing_bar() as bar, note_interrupts() as came:
         task = bar.add_task("checking", total=1)

@@ -15,6 +15,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DtypeOption,
     PromptsOption,
     TargetOption,
@@ -23,6 +24,7 @@ from dspark.cli.common import (
     check_writable,
     find_drafter,
     load_models,
+    say_bad_rows,
 )
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -40,6 +42,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.head_cost/1).")
     ] = None,
@@ -56,16 +59,22 @@ def command(
     folders = [find_drafter(name, target) for name in names]
     if json_file is not None:
         check_writable(json_file)
+    from dspark.data.bad_rows import BadRows
+    from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import head_cost
     from dspark.models.target import portable_name
 
-    prompts = spread_prompts(data)
+    skipped = BadRows(bad_rows)
+    prompts = spread_prompts(data, bad_rows=skipped)
+    say_bad_rows(skipped)
     rows, used = [], dtype
     for name in names:
         model, draft_model = load_models(target, name, dtype, threads, weights)
         used = model.precision
-        ids = [model.encode_messages(prompt.messages) for prompt in prompts]
+        left = BadRows(bad_rows)
+        ids = [ids for _, ids in all_prompt_ids(model, prompts, left)]
+        say_bad_rows(left)
         row = head_cost.measure(model, draft_model, ids, rounds)
         rows.append({"drafter": Path(name).name if Path(name).is_dir() else name, **row})
     table = Table(title=escape(f"{target}, {used}"))

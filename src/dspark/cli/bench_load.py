@@ -18,6 +18,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     PromptsOption,
@@ -31,6 +32,7 @@ from dspark.cli.common import (
     load_models,
     passing_bar,
     positive_numbers,
+    say_bad_rows,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -85,6 +87,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.load/1).")
     ] = None,
@@ -114,18 +117,22 @@ def command(
         _parted(text)
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
+    from dspark.data.bad_rows import BadRows
+    from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.engine.engine import Engine
     from dspark.evaluation import load
     from dspark.models.target import portable_name
 
     levels = [load.Load(users=int(n)) for n in closed] + [load.Load(rate=rate) for rate in opened]
-    prompts = spread_prompts(data)
+    skipped = BadRows(bad_rows)
+    prompts = spread_prompts(data, bad_rows=skipped)
     params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ways = [_Way(drafter, name, draft_model) for name in names]
     ways += _others(against or [], model)
-    ids = [model.encode_messages(p.messages) for p in prompts]
+    ids = [ids for _, ids in all_prompt_ids(model, prompts, skipped)]
+    say_bad_rows(skipped)
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
 
     def build(way: _Way, slots: int) -> Engine:

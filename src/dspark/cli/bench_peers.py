@@ -15,6 +15,7 @@ from rich.table import Table
 from dspark.cli.common import (
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DraftersOption,
     DtypeOption,
     PromptsOption,
@@ -25,6 +26,7 @@ from dspark.cli.common import (
     load_models,
     named_drafters,
     passing_bar,
+    say_bad_rows,
 )
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -68,6 +70,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.peers/1).")
     ] = None,
@@ -93,15 +96,19 @@ def command(
     at_levels = _levels(levels or "")
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
+    from dspark.data.bad_rows import BadRows
+    from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import llama_cpp, peers
     from dspark.models.target import portable_name
 
     if llama_server is not None:
         llama_cpp.check_url(llama_server)  # before a model is loaded
-    prompts = spread_prompts(data, limit)
+    skipped = BadRows(bad_rows)
+    prompts = spread_prompts(data, limit, skipped)
     model, _ = load_models(target, "none", dtype, threads, weights)
-    ids = [model.encode_messages(p.messages) for p in prompts]
+    ids = [ids for _, ids in all_prompt_ids(model, prompts, skipped)]
+    say_bad_rows(skipped)
     room = min(max(map(len, ids)) + max_new_tokens, model.max_positions)
     others = [llama_cpp.bindings(gguf, model, room, _threads()), llama_cpp.server(llama_server)]
     own = _own(model, places, policies, room)

@@ -11,6 +11,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -24,6 +25,7 @@ from dspark.cli.common import (
     find_drafter,
     load_models,
     passing_bar,
+    say_bad_rows,
     serving_packages,
 )
 from dspark.models.default_target import DEFAULT_TARGET
@@ -50,6 +52,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the figures here (dspark.serve_overhead/1)."),
@@ -74,14 +77,20 @@ def command(
     import torch
 
     from dspark.artifacts import provenance, write_artifact
+    from dspark.data.bad_rows import BadRows
+    from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.engine.adaptive import Adaptive
     from dspark.models.target import portable_name
 
-    conversations = [prompt.messages for prompt in spread_prompts(data)]
+    skipped = BadRows(bad_rows)
+    prompts = spread_prompts(data, bad_rows=skipped)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     policy = policy or _default_policy(draft_model)
-    longest = max(len(model.encode_messages(messages)) for messages in conversations)
+    encoded = all_prompt_ids(model, prompts, skipped)
+    say_bad_rows(skipped)
+    longest = max(len(ids) for _, ids in encoded)
+    conversations = [prompt.messages for prompt, _ in encoded]
     bare, served = (
         bench.TurnEngine(
             model,

@@ -13,6 +13,7 @@ from rich.table import Table
 from dspark.cli.bench_peers import table as speeds
 from dspark.cli.common import (
     DEFAULT_DTYPE,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     PolicyOption,
@@ -22,6 +23,7 @@ from dspark.cli.common import (
     check_writable,
     find_drafter,
     passing_bar,
+    say_bad_rows,
 )
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -49,6 +51,7 @@ def command(
     ] = 128,
     dtype: DtypeOption = DEFAULT_DTYPE,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.weights/1).")
     ] = None,
@@ -70,6 +73,7 @@ def command(
     import torch
 
     from dspark.artifacts import provenance, write_artifact
+    from dspark.data.bad_rows import BadRows
     from dspark.data.files import find_data
     from dspark.data.responses import load_responses
     from dspark.evaluation import weights
@@ -79,7 +83,9 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     both = weights.load_both(target, dtype, best_device())
-    answers = load_responses(files, both[0].target.max_positions)[:limit]
+    skipped = BadRows(bad_rows)
+    answers = load_responses(files, both[0].target.max_positions, bad_rows=skipped)[:limit]
+    say_bad_rows(skipped)
     facts = {
         "target": portable_name(target),
         "dtype": both[0].target.dtype_name,

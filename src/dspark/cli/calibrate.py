@@ -17,6 +17,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
@@ -29,6 +30,7 @@ from dspark.cli.common import (
     check_writable,
     find_drafter,
     load_models,
+    say_bad_rows,
 )
 from dspark.core import SamplingParams
 from dspark.errors import CheckpointError, ConfigError, DataError
@@ -66,6 +68,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     check_only: Annotated[
         bool, typer.Option("--check-only", help="Judge the table that is there; fit nothing.")
     ] = False,
@@ -102,9 +105,12 @@ def command(
             check_writable(path)
     from dspark.calibration import calibrate, collect
     from dspark.calibration.prompts import choose_prompts
+    from dspark.data.bad_rows import BadRows
 
     sources, excluded = [[find_data(name) for name in names] for names in (data, exclude or [])]
-    prompts = choose_prompts(sources, excluded, limit, seed)
+    skipped = BadRows(bad_rows)
+    prompts = choose_prompts(sources, excluded, limit, seed, bad_rows=skipped)
+    say_bad_rows(skipped)
     identity = {"drafter": home.sha256, "target": target, "dtype": dtype}
     identity |= {} if weights == DEFAULT_WEIGHTS else {"weights": weights}
     identity |= {"confidence": sha256_file(home.head)} if home.head else {}
@@ -125,10 +131,12 @@ def command(
                 slots=slots,
                 seed=seed,
                 on_progress=bar.show,
+                bad_rows=skipped,
             )
         except KeyboardInterrupt:
             bar.say("finished answers are kept; run again to resume")
             raise
+    say_bad_rows(skipped)
     record = provenance("dspark calibrate", {"seed": seed}, [*sources, *excluded, *home.files])
     if not check_only:
         home.add(entry, result, draft_model.config.block_size, record)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from dspark.artifacts import find_data
 from dspark.core import SamplingParams
+from dspark.data.bad_rows import BadRows
 from dspark.errors import CheckpointError, ConfigError, DataError, RequestError
 
 if TYPE_CHECKING:
@@ -220,6 +221,10 @@ def _gguf(file: Path, given: Given) -> None:
     check_file(file, f"cannot read {file} as a GGUF file")
 
 
+def _bad_rows(mode: str, given: Given) -> None:
+    BadRows(mode)
+
+
 CHECKS: dict[str, Callable[[Any, Given], None]] = {
     "prompt": _prompt,
     "dtype": _dtype,
@@ -230,6 +235,7 @@ CHECKS: dict[str, Callable[[Any, Given], None]] = {
     "data": _data,
     "prompts": _prompts,
     "exclude": _data,
+    "bad_rows": _bad_rows,
     "only": _data,
     "gguf": _gguf,
 }

@@ -17,6 +17,8 @@ from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from dspark.data.bad_rows import BadRows
+
 
 DEFAULT_DRAFTER = "dspark"
 
@@ -80,6 +82,14 @@ PolicyOption = Annotated[
 PromptsOption = Annotated[
     list[str] | None,
     typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
+]
+BadRowsOption = Annotated[
+    str,
+    typer.Option(
+        "--bad-rows",
+        metavar="stop|skip",
+        help="Rows that cannot be used: stop at the first, or skip and count them.",
+    ),
 ]
 SliceOption = Annotated[float, typer.Option("--slice", min=0.01, help="Seconds of a turn.")]
 TimedAnswerOption = Annotated[  # two tokens have a time between them
@@ -155,6 +165,12 @@ def serving_packages() -> Iterator[None]:
             found=f"no {error.name}",
             fix="Install them with: pip install 'dspark[serve]'",
         ) from error
+
+
+def say_bad_rows(bad_rows: BadRows) -> None:
+    """A line on standard error about the rows that were skipped since the last one."""
+    if line := bad_rows.news():
+        print(f"dspark: note: {line}", file=sys.stderr)
 
 
 def check_writable(path: Path) -> None:

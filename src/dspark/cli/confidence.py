@@ -17,6 +17,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
@@ -30,6 +31,7 @@ from dspark.cli.common import (
     find_drafter,
     load_models,
     passing_bar,
+    say_bad_rows,
 )
 from dspark.core import SamplingParams
 from dspark.errors import ConfigError
@@ -60,6 +62,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write figures here (dspark.confidence_fit/1)."),
@@ -91,6 +94,7 @@ def command(
         raise ConfigError("There is no head to fit without a drafter", fix="Name a drafter")
     from dspark.calibration import collect, confidence
     from dspark.calibration.prompts import choose_prompts
+    from dspark.data.bad_rows import BadRows
     from dspark.models.checkpoint import WEIGHTS, load_calibration
     from dspark.models.informed import FILE, save_informed
     from dspark.tables.calibration import FILE as CALIBRATION
@@ -100,7 +104,9 @@ def command(
     sources, kept, excluded = (
         [find_data(name) for name in names or []] for names in (data, only, exclude)
     )
-    prompts = choose_prompts(sources, excluded, seed=seed, only=kept)
+    skipped = BadRows(bad_rows)
+    prompts = choose_prompts(sources, excluded, seed=seed, only=kept, bad_rows=skipped)
+    say_bad_rows(skipped)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     file = folder / WEIGHTS
     sha256 = sha256_file(file)
@@ -125,10 +131,12 @@ def command(
                 seed=seed,
                 on_progress=lambda now: show("rounds", now.fit_rounds, rounds),
                 on_step=lambda done, steps: show("steps of the fit", done, steps),
+                bad_rows=skipped,
             )
         except KeyboardInterrupt:
             bar.print("finished answers are kept; run again to resume")
             raise
+    say_bad_rows(skipped)
     record = provenance("dspark confidence", {"seed": seed}, [*sources, *kept, *excluded, file])
     if table is not None:  # before the head, since a table without entries goes with any
         table.greedy_only().save(folder / CALIBRATION, record)

@@ -18,6 +18,7 @@ from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DrafterOption,
     DtypeOption,
     LongestAnswerOption,
@@ -28,6 +29,7 @@ from dspark.cli.common import (
     check_writable,
     load_models,
     passing_bar,
+    say_bad_rows,
 )
 from dspark.core import SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
@@ -74,6 +76,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only the table.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures here (dspark.demo/1).")
@@ -106,10 +109,12 @@ def command(
     for path in (json_file, plot):
         if path is not None:
             check_writable(path)
+    from dspark.data.bad_rows import BadRows
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import demo
 
-    prompts = spread_prompts(data, limit)
+    skipped = BadRows(bad_rows)
+    prompts = spread_prompts(data, limit, skipped)
     if seconds is None and limit is None:
         seconds = SECONDS
     params = SamplingParams(
@@ -132,7 +137,9 @@ def command(
             policy=policy,
             compare=module,
             show=show,
+            bad_rows=skipped,
         )
+    say_bad_rows(skipped)
     console.print(table(result))
     if result["speedup"] < 0.995:  # the table shows less than 1.00
         console.print(NO_GAIN.format(result["speedup"]), markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 from dspark.cli.common import (
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
+    BadRowsOption,
     DraftersOption,
     DtypeOption,
     LongestAnswerOption,
@@ -29,11 +30,13 @@ from dspark.cli.common import (
     check_writable,
     load_models,
     named_drafters,
+    say_bad_rows,
 )
 from dspark.errors import DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
+    from dspark.data.bad_rows import BadRows
     from dspark.evaluation.cells import Dataset
     from dspark.evaluation.evaluate import Progress as State
 
@@ -68,6 +71,7 @@ def command(
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
+    bad_rows: BadRowsOption = "stop",
     trace: Annotated[
         Path | None, typer.Option(help="Write every round here, JSON lines (dspark.trace/1).")
     ] = None,
@@ -92,6 +96,7 @@ def command(
         dspark eval --data eval/alpaca.jsonl --temperature 1 --threshold 0.5 --threshold 0.9
     """
     from dspark.artifacts import provenance, write_artifact
+    from dspark.data.bad_rows import BadRows
     from dspark.evaluation import evaluate
     from dspark.evaluation.cells import Settings, load_contender
     from dspark.evaluation.trace import TraceFile
@@ -101,7 +106,9 @@ def command(
             check_writable(path)
     temperatures, thresholds = tuple(temperature or [0.0]), tuple(threshold or [])
     settings = Settings(temperatures, top_p, top_k, max_new_tokens, seed, slots, policy, thresholds)
-    datasets, files = _datasets(data, limit)
+    skipped = BadRows(bad_rows)
+    datasets, files = _datasets(data, limit, skipped)
+    say_bad_rows(skipped)
     places = named_drafters(drafter, target)
     record = provenance("dspark eval", {"seed": seed}, [*files, *(at for _, at in places)])
     rounds = None if trace is None else TraceFile(trace, record)
@@ -119,11 +126,13 @@ def command(
                 trace=rounds,
                 on_progress=bar.show,
                 warn=bar.say,
+                bad_rows=skipped,
             )
         except KeyboardInterrupt:
             if cells is not None:
                 bar.say("finished cells are kept; run again to resume")
             raise
+    say_bad_rows(skipped)
     result |= {"limit": limit, "study": study}
     if json_file is not None and cells is not None:
         write_artifact(json_file, evaluate.SCHEMA, result, record)
@@ -133,7 +142,9 @@ def command(
     console.print(macro_table(result))
 
 
-def _datasets(sources: list[str], limit: int | None) -> tuple[list[Dataset], list[Path]]:
+def _datasets(
+    sources: list[str], limit: int | None, bad_rows: BadRows
+) -> tuple[list[Dataset], list[Path]]:
     """The prompts of each source, and those sources that are files."""
     from dspark.data.files import find_data
     from dspark.data.prompts import load_prompts
@@ -141,7 +152,7 @@ def _datasets(sources: list[str], limit: int | None) -> tuple[list[Dataset], lis
 
     datasets, files = [], []
     for source in sources:
-        prompts = load_prompts(source, limit)  # names a damaged file and line
+        prompts = load_prompts(source, limit, bad_rows=bad_rows)  # names a damaged file and line
         name = source.rpartition("/")[2]
         with contextlib.suppress(DataError):  # a dataset of the hub is no file
             file = find_data(source)

@@ -25,8 +25,9 @@ from dspark.cli.common import (
     WeightsOption,
     load_models,
 )
-from dspark.cli.streams import read_standard_input
+from dspark.cli.texts import given_text
 from dspark.core import SamplingParams
+from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
 
@@ -36,6 +37,14 @@ def command(
     drafter: DrafterOption = DEFAULT_DRAFTER,
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the bare text; no chat template.")
+    ] = False,
+    parse_special: Annotated[
+        bool,
+        typer.Option(
+            "--parse-special",
+            help="With --raw, read spellings of control tokens, such as <|im_end|>, as those "
+            "tokens; they are text otherwise.",
+        ),
     ] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: TopPOption = 1.0,
@@ -61,17 +70,16 @@ def command(
         dspark generate "Tell me a story." --temperature 1 --seed 7 --json
     """
     params = SamplingParams(temperature, top_k, top_p, seed, max_new_tokens)
-    if prompt == "-":
-        prompt = sys.stdin.read()
-        check_prompt(prompt)
+    if parse_special and not raw:
+        raise ConfigError("--parse-special is for bare texts", fix="Add --raw, or leave it out")
+    prompt = given_text(prompt)
+    check_prompt(prompt)
     from dspark.engine.engine import Engine
     from dspark.engine.stats import accepted_length
     from dspark.models.detokenize import TextStream
 
-    if prompt == "-":
-        prompt = read_standard_input()
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
-    ids = model.encode(prompt, raw=raw)
+    ids = model.encode(prompt, raw=raw, parse_special=parse_special)
     room = min(len(ids) + max_new_tokens, model.max_positions)
     engine = Engine(model, draft_model, policy, slots=1, max_len=room)
     text, start = TextStream(model.tokenizer), time.perf_counter()

@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from dspark import __version__, signals
 from dspark.cli.checks import checked
 from dspark.cli.streams import ReaderGone, standard_streams
+from dspark.cli.texts import check_arguments
 from dspark.errors import DSparkError
 
 # Each verb lives in dspark/cli/VERB.py as a function `command`, or as `app` with sub-verbs.
@@ -129,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
+        check_arguments(arguments)
         code = typer.main.get_command(app).main(arguments, "dspark", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dspark.cli.common import DEFAULT_DTYPE, DtypeOption, best_device
+from dspark.cli.common import (
+    DEFAULT_DTYPE,
+    BadRowsOption,
+    DtypeOption,
+    best_device,
+    say_bad_rows,
+)
 
 if TYPE_CHECKING:
     from dspark.regeneration.regenerate import Progress
@@ -54,6 +60,7 @@ def command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: torch's choice.")
     ] = None,
+    bad_rows: BadRowsOption = "stop",
     seed: Annotated[int, typer.Option(min=0, help="Decides order, temperatures, draws.")] = 0,
 ) -> None:
     """Let the target answer prompts, to train a drafter on; run again to resume.
@@ -69,11 +76,14 @@ def command(
 
         dspark regenerate --prompts mine.jsonl --out mixed.jsonl --temperatures 0:0.5,0.7@0.9:0.5
     """
+    from dspark.data.bad_rows import BadRows
     from dspark.data.prompts import load_prompts
     from dspark.regeneration.mixture import parse_mixture
 
     mixture = parse_mixture(temperatures)  # words a mistake before anything is loaded
-    chosen = load_prompts(prompts, limit, seed)
+    left_out = BadRows(bad_rows)
+    chosen = load_prompts(prompts, limit, seed, left_out)
+    say_bad_rows(left_out)
 
     import torch
 
@@ -98,10 +108,12 @@ def command(
                 seed=seed,
                 limit_tokens=tokens,
                 on_progress=bar.show,
+                bad_rows=left_out,
             )
         except KeyboardInterrupt:
             bar.say("finished answers are kept; run again to resume")
             raise
+    say_bad_rows(left_out)
     skipped = f", {done.skipped} prompts too long" if done.skipped else ""
     print(f"{out}: {done.rows} answers, {done.tokens} tokens{skipped}")
 
@@ -136,7 +148,7 @@ class _Bar:
 
     def show(self, progress: Progress) -> None:
         """The state after one step."""
-        rate = progress.new_tokens / max(progress.seconds, 1e-9)
+        rate = progress.new_tokens / progress.seconds if progress.seconds > 0 else 0.0
         done = progress.tokens if self.tokens else progress.rows + progress.skipped
         text = f"{progress.rows} answers  {progress.tokens} tokens  {rate:.0f} tokens/s"
         self.bar.update(self.task, completed=done, description=text)

@@ -27,6 +27,15 @@ def command(
         list[str] | None,
         typer.Option("--set", help="Override a key of the recipe, as section.key=value."),
     ] = None,
+    bad_rows: Annotated[
+        str | None,
+        typer.Option(
+            "--bad-rows",
+            metavar="stop|skip",
+            help="Rows that are no answers, as data.bad_rows: stop at the first, or skip and "
+            "count them.",
+        ),
+    ] = None,
 ) -> None:
     """Write the target's states for all answers of a recipe; run again to resume.
 
@@ -41,11 +50,16 @@ def command(
 
         dspark train --config configs/smollm2-135m-dspark.toml --set data.store=stores/smollm2
     """
-    loaded = load_config(config, TrainConfig, set_ or [])
+    chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
+    loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
     check_recipe(loaded)
+    from dspark.training.setup import dropped_line
     from dspark.training.store import make_plan, write_store
 
     plan = make_plan(loaded)
+    if plan.dropped:
+        line = dropped_line(plan.dropped)
+        print(f"dspark: note: answers left out, or not whole: {line}", file=sys.stderr)
     count, files = len(plan.responses), len(plan.shards)
     if estimate:
         print(f"{count} sequences, about {_size(plan.bytes)} in {files} files")

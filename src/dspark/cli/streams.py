@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from dspark.errors import ConfigError, DataError, DSparkError
+from dspark.errors import DataError, DSparkError
 
 
 class ReaderGone(Exception):
@@ -93,20 +93,8 @@ def _over(raw: _Raw, like: TextIO | None) -> TextIO:
     return io.TextIOWrapper(
         buffered,
         like.encoding,
-        like.errors,
+        # What an encoding lacks is spelled as an escape; nobody's answer ends at an emoji.
+        "backslashreplace" if like.errors == "strict" else like.errors,
         line_buffering=like.line_buffering,
         write_through=like.write_through,
     )
-
-
-def read_standard_input() -> str:
-    """All of standard input.
-
-    Raises:
-        ConfigError: it is closed.
-    """
-    if sys.stdin is None:
-        raise ConfigError(
-            "Standard input is closed", fix="Pipe the prompt in, or give it as an argument"
-        )
-    return sys.stdin.read()

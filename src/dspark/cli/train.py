@@ -26,6 +26,15 @@ def command(
         list[str] | None,
         typer.Option("--set", help="Override a key of the recipe, as section.key=value."),
     ] = None,
+    bad_rows: Annotated[
+        str | None,
+        typer.Option(
+            "--bad-rows",
+            metavar="stop|skip",
+            help="Rows that are no answers, as data.bad_rows: stop at the first, or skip and "
+            "count them.",
+        ),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Run a few steps and print where their time goes.")
     ] = False,
@@ -50,7 +59,8 @@ def command(
 
         dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
-    loaded = load_config(config, TrainConfig, set_ or [])
+    chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
+    loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
     check_recipe(loaded)
     from dspark.models.registry import drafter_class
     from dspark.training.parallel import Parallel
@@ -111,6 +121,10 @@ class _Display:
 
     def show(self, record: dict[str, Any]) -> None:
         """One record: a line of the bar, scalars of the board."""
+        if record["kind"] == "data":
+            line = "; ".join(f"{count} x {reason}" for reason, count in record["dropped"].items())
+            self.bar.print(f"answers not learned from, or not whole: {line}", markup=False)
+            return
         if self.board is None:  # not before `out` is known to be writable
             self.board = _tensorboard(self.folder, record["step"]) or False
         slots = " ".join(f"{a:.2f}" for a in record.get("acceptance", []))
@@ -118,10 +132,11 @@ class _Display:
         text = f"accepted_length {length:.2f}  slots {slots}"
         if record["kind"] == "train":
             rate = record["anchors_per_s"]
+            speed = "" if rate is None else f"  {rate:.0f} anchors/s"
             self.bar.update(
                 self.task,
                 completed=record["progress"],
-                description=f"loss {record['loss']:.2f}  {rate:.0f} anchors/s  {text}",
+                description=f"loss {record['loss']:.2f}{speed}  {text}",
             )
         else:
             self.bar.print(f"{record['minutes']:.1f} min, step {record['step']}, held out: {text}")

@@ -54,6 +54,9 @@ class DataSection(Section):
     max_length: int = Field(
         1024, ge=16, description="tokens of a sequence, prompt included; longer ones are cut"
     )
+    bad_rows: Literal["stop", "skip"] = Field(
+        "stop", description="rows that are no answers: stop at the first, or skip and count them"
+    )
     seed: int = Field(0, ge=0, description="seed of the held-out split")
     store: str | None = Field(
         None, description="folder made by `dspark store`; unset computes states on the fly"

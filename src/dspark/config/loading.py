@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from dspark.artifacts import bad_byte
 from dspark.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -47,12 +48,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[Key, str]]:
         chain = " -> ".join(file.name for file in (*seen, path))
         raise ConfigError("configuration files extend each other in a circle", found=chain)
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as exc:
         user = f"extended by {seen[-1]}" if seen else None
         what = f"cannot read configuration file {path}"
         raise ConfigError(what, found=user or exc.strerror, fix="Check the path") from exc
-    except ValueError as exc:  # TOMLDecodeError, UnicodeDecodeError
+    except UnicodeDecodeError as exc:
+        found = bad_byte(exc)
+        raise ConfigError(f"{path} is not UTF-8", found=found, fix="Save it as UTF-8") from exc
+    except ValueError as exc:  # TOMLDecodeError
         raise ConfigError(f"{path} is not valid TOML", found=exc, fix="Repair the line") from exc
     base = tree.pop("extends", None)
     origin = {key: str(path) for key in _leaves(tree)}

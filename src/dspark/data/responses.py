@@ -28,10 +28,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dspark.data.bad_rows import BadRows
 from dspark.data.files import find_data, place, read_jsonl
 from dspark.data.turns import Conversations
 from dspark.errors import ConfigError, DataError
 
+# Why a response is not learned from, or not all of it.
+NO_ROOM = "the prompt alone fills the longest length"
+CUT = "cut at the longest length, but kept"
 _TEXTS = ("source", "license", "prompt", "response")
 _KNOWN = frozenset(
     {"id", "domain", "temperature", "top_p", "prompt_ids", "response_ids", "finished", "turn"}
@@ -158,7 +162,12 @@ class Response:
 
 
 def load_responses(
-    sources: Sequence[str | Path], max_length: int | None = None, *, join_turns: bool = False
+    sources: Sequence[str | Path],
+    max_length: int | None = None,
+    *,
+    join_turns: bool = False,
+    bad_rows: BadRows | None = None,
+    dropped: Counter[str] | None = None,
 ) -> list[Response]:
     """Read the responses of several files, in the order given.
 
@@ -166,8 +175,10 @@ def load_responses(
         sources: paths or names under the data folder, `.jsonl` or `.jsonl.gz`.
         max_length: longest prompt plus response, in tokens; None for no limit. A longer response
             is cut and no longer counts as finished; one whose prompt leaves no room for a single
-            response token is skipped.
+            response token is dropped.
         join_turns: make one response of the answers of a conversation (:mod:`dspark.data.turns`).
+        bad_rows: what to do with rows that are no responses; None stops at the first.
+        dropped: receives the number of responses that are dropped, by reason; and of those cut.
 
     Raises:
         DataError: a file is missing, damaged or given twice, a row is not a response, or nothing
@@ -182,14 +193,24 @@ def load_responses(
         raise ConfigError("max_length is out of range", found=max_length, fix="Use 2 or more")
     responses: list[Response] = []
     conversations, seen = Conversations(responses), Counter[str]()
+    bad_rows, dropped = bad_rows or BadRows(), Counter() if dropped is None else dropped
     for path in _different_files(sources):
-        for line, row in read_jsonl(path):
-            full = ResponseRow.from_json(row, place(path, line))
+        for line, row in read_jsonl(path, bad_rows):
+            try:
+                full = ResponseRow.from_json(row, place(path, line))
+            except DataError as error:
+                bad_rows.meet(error, place(path, line))
+                continue
             sample = seen[full.id]
             seen[full.id] += 1  # counted even if skipped, so keys do not depend on max_length
             fitted = _fit(full, sample, max_length)
-            if fitted is not None:
-                conversations.add(fitted, full.turn or 0 if join_turns else 0)
+            if fitted is None:
+                dropped[NO_ROOM] += 1
+                continue
+            dropped[CUT] += len(fitted) < len(full.prompt_ids) + len(full.response_ids)
+            conversations.add(fitted, full.turn or 0 if join_turns else 0)
+    if not responses and not seen:
+        raise DataError("no row is a response", found=bad_rows.summary())
     if not responses:
         raise DataError(
             "no response is left: every prompt fills max_length by itself",

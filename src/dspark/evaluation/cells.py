@@ -16,12 +16,14 @@ import torch
 from dspark import __version__
 from dspark.artifacts import sha256_file
 from dspark.core import SamplingParams
+from dspark.data.bad_rows import BadRows
+from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.engine.adaptive import Adaptive, PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.engine.scheduler import ADAPTIVE, parse_policy
-from dspark.errors import ConfigError, DataError, RequestError
+from dspark.errors import ConfigError, DataError, PromptTooLongError
 from dspark.evaluation.trace import Key
 from dspark.models.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
 from dspark.models.drafter import Drafter
@@ -103,7 +105,7 @@ class Dataset:
     @property
     def sha256(self) -> str:
         """Of the prompts that are used."""
-        text = json.dumps([[prompt.id, prompt.messages] for prompt in self.prompts])
+        text = json.dumps([[prompt.id, prompt.conversation] for prompt in self.prompts])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -227,21 +229,25 @@ def _policies(contender: Contender, settings: Settings) -> list[Policy]:
     return list({policy.name: policy for policy in policies}.values())
 
 
-def questions_of(target: Target, dataset: Dataset, seed: int) -> list[Question]:
+def questions_of(
+    target: Target, dataset: Dataset, seed: int, bad_rows: BadRows | None = None
+) -> list[Question]:
     """The prompts that fit the target's context, each with a seed of its own.
 
     The seed comes from (seed, dataset, index), so an answer depends neither on the order in which
     requests run nor on the drafter's batch mates, and all drafters draw with the same numbers.
 
     Raises:
-        DataError: none fits.
+        DataError: none fits, or the target cannot take one and bad rows stop the work.
     """
     questions = []
     for index, prompt in enumerate(dataset.prompts):
         key = np.random.SeedSequence([seed, crc32(dataset.name.encode()), index])
         try:
-            ids = target.encode_messages(prompt.messages)
-        except RequestError:
+            ids = prompt_ids(target, prompt, bad_rows or BadRows())
+        except PromptTooLongError:
+            continue
+        if ids is None:
             continue
         own = int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
         questions.append(Question(prompt.id, ids, own))

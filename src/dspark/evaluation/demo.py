@@ -18,6 +18,8 @@ import torch
 from dspark import native
 from dspark.artifacts import cpu_model
 from dspark.core import Request, SamplingParams, StepOutput
+from dspark.data.bad_rows import BadRows
+from dspark.data.prompt_rows import all_prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length, wasted_tokens
@@ -58,6 +60,7 @@ def run(
     compare: Any = None,
     show: Show = lambda way, prompt, output: None,
     clock: Callable[[], float] = time.monotonic,
+    bad_rows: BadRows | None = None,
 ) -> dict[str, Any]:
     """Answer prompts each way and compare; Ctrl-C keeps those that are answered.
 
@@ -66,6 +69,7 @@ def run(
         compare: a Hugging Face module of the same target, to time ``generate`` too.
         show: called with every step's output, off the clock of the answers.
         clock: says how much of ``seconds`` is spent.
+        bad_rows: what to do with prompts that cannot be used; None stops at the first.
 
     Returns:
         The fields of schema dspark.demo/1.
@@ -73,7 +77,8 @@ def run(
     Raises:
         KeyboardInterrupt: Ctrl-C came before the first prompt was answered.
     """
-    encoded = [target.encode_messages(p.messages) for p in prompts]
+    usable = all_prompt_ids(target, prompts, bad_rows or BadRows())
+    prompts, encoded = [prompt for prompt, _ in usable], [ids for _, ids in usable]
     room = min(max(map(len, encoded)) + params.max_new_tokens, target.max_positions)
     engines = {
         "plain": Engine(target, None, slots=1, max_len=room),

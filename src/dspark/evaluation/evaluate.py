@@ -15,6 +15,7 @@ from typing import Any
 
 from dspark.artifacts import append_jsonl, read_jsonl
 from dspark.core import Request, StepOutput
+from dspark.data.bad_rows import BadRows
 from dspark.engine.engine import Engine
 from dspark.evaluation.acceptance import figures
 from dspark.evaluation.cells import (
@@ -62,6 +63,7 @@ def run(
     trace: TraceFile | None = None,
     on_progress: OnProgress = lambda progress: None,
     warn: Warn = lambda line: None,
+    bad_rows: BadRows | None = None,
 ) -> dict[str, Any]:
     """Judge drafters on datasets.
 
@@ -74,6 +76,7 @@ def run(
         trace: receives the rounds of every cell; a cell whose rounds it lacks is made again.
         on_progress: called as a cell begins, after every step, and as the cell ends.
         warn: receives a line for each dataset with prompts that had to be skipped.
+        bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
     Returns:
         The fields of schema dspark.eval/1, but for those that say which prompts were chosen and
@@ -85,7 +88,8 @@ def run(
         EngineError: a model gave numbers that nothing can be drawn from.
     """
     cells = plan_cells(contenders, datasets, settings)
-    questions = {d.name: questions_of(target, d, settings.seed) for d in datasets}
+    bad_rows = bad_rows or BadRows()
+    questions = {d.name: questions_of(target, d, settings.seed, bad_rows) for d in datasets}
     skipped = {d.name: len(d.prompts) - len(questions[d.name]) for d in datasets}
     for name in filter(skipped.get, skipped):
         warn(f"{name}: {skipped[name]} prompts skipped, too long for the target's context")

@@ -12,6 +12,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from dspark import native
 from dspark.errors import CheckpointError, RequestError
-from dspark.models import kept, kept_target
+from dspark.models import chat_template, kept, kept_target
 from dspark.models.attention import CachedAttention, PackedAttention
+from dspark.models.chat_template import Messages
 from dspark.models.choice import choose
 from dspark.models.default_target import resolve_target
+from dspark.models.encoding import PromptEncoder, Tools
 from dspark.models.family import TargetSpec, rope_theta, spec_from_config
 from dspark.models.kept_file import KeptFile
 from dspark.models.kv_cache import KVCache, Rows
@@ -127,34 +130,36 @@ class Target(ABC):
         """Longest text the target was made for, in tokens."""
         return self.spec.max_positions
 
-    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        """Makes token ids of prompts."""
+        name = portable_name(self.name)
+        return PromptEncoder(self.tokenizer, name, self.stop_ids, self.max_positions)
+
+    def encode(self, prompt: str, *, raw: bool = False, parse_special: bool = False) -> list[int]:
         """Token ids of a prompt: one user turn of the chat template, or the bare text.
+
+        Args:
+            parse_special: of a bare text, read spellings of control tokens as those tokens.
 
         Raises:
             RequestError: for an empty prompt or one that leaves no room to answer.
         """
         if not prompt.strip():
             raise RequestError("The prompt is empty", fix="Give at least one word")
-        return self.encode_messages([{"role": "user", "content": prompt}], prompt if raw else None)
+        if raw:
+            return self.prompts.text(prompt, parse_special)
+        return self.encode_messages([{"role": "user", "content": prompt}])
 
-    def encode_messages(self, messages: list[dict[str, str]], raw: str | None = None) -> list[int]:
-        """Token ids of a conversation up to the point where the assistant speaks."""
-        if raw is not None or not getattr(self.tokenizer, "chat_template", None):
-            text = raw if raw is not None else "\n".join(m["content"] for m in messages)
-            ids = self.tokenizer(text, verbose=False)["input_ids"]  # too long is said below
-        else:
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True
-            )["input_ids"]
-        if not ids:
-            raise RequestError("The prompt has no tokens", fix="Give at least one word")
-        if len(ids) >= self.max_positions:
-            raise RequestError(
-                "The prompt is longer than the target's context",
-                found=f"{len(ids)} tokens, context {self.max_positions}",
-                fix="Shorten it",
-            )
-        return list(ids)
+    def encode_messages(self, messages: Messages, tools: Tools = None) -> list[int]:
+        """Token ids of a conversation up to the point where the assistant speaks.
+
+        What messages and tools spell is text, never a control token (`models.encoding`).
+
+        Raises:
+            RequestError: see `PromptEncoder.messages`.
+        """
+        return self.prompts.messages(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -350,7 +355,9 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     with _loading(name) as where:
-        return AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        chat_template.check(tokenizer, portable_name(str(name)))
+    return tokenizer
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dspark.core import SamplingParams
+from dspark.data.prompt_rows import Message
 from dspark.data.prompts import Prompt
 from dspark.errors import ConfigError, RequestError
 
@@ -81,11 +82,13 @@ def sampling_params(
     )
 
 
-def worded(prompt: Prompt, suffix_share: float, seed: int) -> list[dict[str, str]]:
+def worded(prompt: Prompt, suffix_share: float, seed: int) -> list[Message]:
     """The prompt's messages, some math prompts asking for a boxed final answer."""
     if prompt.domain != "math" or _unit(seed, "suffix", prompt.id) >= suffix_share:
         return prompt.messages
     *before, last = prompt.messages
+    if last["role"] != "user":
+        return prompt.messages
     return [*before, {**last, "content": last["content"] + BOXED_SUFFIX}]
 
 

@@ -18,9 +18,11 @@ import numpy as np
 
 from dspark.artifacts import append_jsonl, read_jsonl, repair_jsonl, write_error
 from dspark.core import FinishReason, Request
+from dspark.data.bad_rows import BadRows
+from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.data.responses import ResponseRow
-from dspark.errors import ConfigError, DataError, RequestError
+from dspark.errors import ConfigError, DataError, PromptTooLongError
 from dspark.models.target import Target
 from dspark.regeneration.batches import Batch, Decoder, make_batch
 from dspark.regeneration.mixture import (
@@ -73,6 +75,7 @@ def run(
     limit_tokens: int | None = None,
     on_progress: OnProgress = lambda progress: None,
     decoder: Decoder = "auto",
+    bad_rows: BadRows | None = None,
 ) -> Progress:
     """Answer prompts with the target and append the answers to a JSON-lines file.
 
@@ -93,8 +96,11 @@ def run(
         decoder: "graph" draws through `PlainBatch`, "engine" through `Engine`; "auto" takes the
             former on a GPU where the target suits it. The answers are the same up to rounding.
 
+        bad_rows: what to do with prompts that the target cannot take; None stops at the first.
+
     Raises:
-        DataError: the file cannot be written, or holds answers that other options gave.
+        DataError: the file cannot be written, or holds answers that other options gave; the target
+            cannot take a prompt, and bad rows stop the work.
         ConfigError: the file's name ends in .gz, which cannot be appended to safely.
     """
     out_path = Path(out_path)
@@ -105,6 +111,7 @@ def run(
             fix="Leave .gz off; compress the finished file",
         )
     job = _Job(target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed)
+    job.bad_rows = bad_rows or job.bad_rows
     batch = make_batch(target, slots, max_len, decoder)
     started = time.monotonic()
     todo = job.requests(batch)
@@ -150,7 +157,7 @@ class _Job:
     ) -> None:
         self.target, self.path, self.seed = target, path, seed
         self.mixture, self.suffix_share = mixture, suffix_share
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens, self.bad_rows = max_new_tokens, BadRows()
         self.progress = Progress(len(prompts))
         by_id = {prompt.id: prompt for prompt in prompts}
         done = self._read_done(by_id)
@@ -193,9 +200,11 @@ class _Job:
             messages = worded(prompt, self.suffix_share, self.seed)
             params = sampling_params(prompt.id, self.mixture, self.max_new_tokens, self.seed)
             try:
-                ids = self.target.encode_messages(messages)
-            except RequestError:
+                ids = prompt_ids(self.target, prompt, self.bad_rows, messages)
+            except PromptTooLongError:
                 ids = []
+            if ids is None:
+                continue
             if not ids or len(ids) + self.max_new_tokens > batch.max_len:
                 self.progress.skipped += 1
                 continue

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
+from dspark.artifacts import bad_byte
 from dspark.server.errors import Unreadable
 from dspark.server.fields import IGNORE_UNKNOWN
 
@@ -24,11 +25,15 @@ def parse(body: bytes) -> Any:
     """The value that a body holds.
 
     Raises:
-        JSONDecodeError, UnicodeDecodeError: it is no JSON.
-        Unreadable: others may read it otherwise, or not at all.
+        JSONDecodeError: it is no JSON.
+        Unreadable: it is no UTF-8; others may read it otherwise, or not at all.
     """
     try:
-        value = json.loads(body, object_pairs_hook=_distinct, parse_constant=_no_constant)
+        value = json.loads(
+            body.decode("utf-8-sig"), object_pairs_hook=_distinct, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"The body is not UTF-8: {bad_byte(error)}") from error
     except RecursionError:
         raise _too_deep() from None
     if body.count(b"[") + body.count(b"{") > MOST_LEVELS:

@@ -33,8 +33,9 @@ MOST_STOPS = 4
 def _writable(text: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("not valid Unicode: half of a surrogate pair") from None
+    except UnicodeEncodeError as error:
+        half = f"half of a surrogate pair at character {error.start + 1}"
+        raise ValueError(f"not valid Unicode: {half}") from None
     return text
 
 
@@ -115,7 +116,7 @@ def _few(stops: list[str]) -> list[str]:
     return stops
 
 
-StopString = Annotated[str, Field(min_length=1, max_length=500)]
+StopString = Annotated[Text, Field(min_length=1, max_length=500)]
 StopStrings = Annotated[
     list[StopString], Field(json_schema_extra={"maxItems": MOST_STOPS}), AfterValidator(_few)
 ]
@@ -261,6 +262,9 @@ class CompletionRequest(CompletionFields):
     prompt: Text | list[Text] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=5)
     best_of: int | None = Field(None, ge=1)
+    parse_special: bool | None = Field(
+        None, description="Read spellings of control tokens as those tokens. Not OpenAI's."
+    )
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)

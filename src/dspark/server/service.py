@@ -10,11 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from dspark.core import Grammar, SamplingParams
 from dspark.engine.async_engine import AsyncEngine
-from dspark.errors import RequestError
+from dspark.errors import PromptTooLongError, RequestError
 from dspark.models.detokenize import TokenTexts
 from dspark.models.target import Target
 from dspark.models.token_bytes import TokenBytes
@@ -139,7 +137,7 @@ class Service:
         for prompt in body.prompts:
             with _told_of("prompt"):
                 if isinstance(prompt, str):
-                    prompt = self.target.encode_messages([], raw=prompt)
+                    prompt = self.target.prompts.text(prompt, bool(body.parse_special))
                 found.append(self._fitting(prompt))
         return found
 
@@ -159,7 +157,6 @@ def _told_of(param: str) -> Iterator[None]:
         yield
     except ApiError as error:
         raise refusal(error.detail.message, param, error.detail.code) from error
-    except TemplateError as error:  # roles in an order that the template does not know
-        raise refusal(f"The model's chat template refuses this: {error}", param) from error
-    except RequestError as error:  # the target finds a prompt empty or too long
-        raise refusal(str(error), param, TOO_LONG if "longer" in error.what else None) from error
+    except RequestError as error:  # empty, too long, or nothing for the chat template
+        code = TOO_LONG if isinstance(error, PromptTooLongError) else None
+        raise refusal(str(error), param, code) from error

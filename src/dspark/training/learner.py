@@ -10,6 +10,7 @@ Suffixes: A anchors, K block slots.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -66,7 +67,8 @@ class Learner:
         self.dtype = self.parallel.gather(pick_training_dtype(config.run.dtype))[0]
         name = str(self.dtype).removeprefix("torch.")
         self.target = target or load_target(config.target, name, str(self.parallel.device))
-        self.train, self.held_out = load_data(config, self.target)
+        self.dropped: Counter[str] = Counter()
+        self.train, self.held_out = load_data(config, self.target, self.dropped)
         self.drafter, self.coverage = build_drafter(config, self.target, self.train, self.held_out)
         self.optimisers = make_optimisers(self.drafter, config.optim)
         self.loss_module = self.parallel.prepare(self.drafter)

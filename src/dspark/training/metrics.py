@@ -39,7 +39,7 @@ class Meter:
         self.anchors = 0
         self.position_sum: Tensor | None = None
         self.position_count: Tensor | None = None
-        self.started = time.perf_counter()
+        self.seconds = 0.0
 
     def add(self, loss: DraftLoss, label_valid_AK: Tensor, steps: int = 1) -> None:
         """Count one batch; ``steps`` is 0 for one that is but a part of a step."""
@@ -65,9 +65,9 @@ class Meter:
             self.position_sum = self.position_sum + accepted
             self.position_count = self.position_count + count
 
-    def leave_out(self, seconds: float) -> None:
-        """Take time that went into something else off the clock."""
-        self.started += seconds
+    def spend(self, seconds: float) -> None:
+        """Count the time of a step; what lies between steps is nobody's speed."""
+        self.seconds += seconds
 
     def state(self) -> dict[str, Any]:
         """Plain values from which :meth:`restored` makes the same meter."""
@@ -76,7 +76,7 @@ class Meter:
             "sums": dict(self.sums),
             "steps": self.steps,
             "anchors": self.anchors,
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self.seconds,
         } | {name: None if x is None else x.tolist() for name, x in tensors.items()}
 
     @classmethod
@@ -85,7 +85,7 @@ class Meter:
         meter = cls()
         meter.sums.update(state["sums"])
         meter.steps, meter.anchors = state["steps"], state["anchors"]
-        meter.started -= state["seconds"]
+        meter.seconds = state["seconds"]
         if state["position_sum"] is not None:
             meter.position_sum = torch.tensor(state["position_sum"])
             meter.position_count = torch.tensor(state["position_count"])
@@ -103,12 +103,11 @@ class Meter:
             meter._add_positions(other.position_sum, other.position_count)
         return meter
 
-    def summary(self) -> dict[str, float | list[float]]:
-        """Means since the start; ``anchors_per_s`` over wall-clock time."""
+    def summary(self) -> dict[str, float | list[float] | None]:
+        """Means since the start; ``anchors_per_s`` over the steps' time, None where that is 0."""
         assert self.position_sum is not None
         assert self.position_count is not None
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        out: dict[str, float | list[float]] = {
+        out: dict[str, float | list[float] | None] = {
             name: round(self.sums[name] / self.steps, 5) for name in ("loss", "ce", "tv", "bce")
         }
         further = [name for name in self.sums if name.startswith("loss_")]
@@ -116,7 +115,8 @@ class Meter:
         acceptance = self.position_sum / self.position_count.clamp(min=1)
         out["acceptance"] = [round(float(a), 4) for a in acceptance]
         out["accepted_length"] = round(self.sums["length"] / max(self.sums["blocks"], 1), 4)
-        out["anchors_per_s"] = round(self.anchors / seconds, 1)
+        rate = round(self.anchors / self.seconds, 1) if self.seconds > 0 else None
+        out["anchors_per_s"] = rate
         return out
 
 

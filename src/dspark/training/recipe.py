@@ -18,7 +18,9 @@ FREE |= {"checkpoint_every_minutes", "eval_every_minutes", "keep_at"}
 
 def fixed_part(config: TrainConfig, mask_token_id: int | None) -> dict[str, Any]:
     """What must not change when a run is taken up again, as plain JSON values."""
-    recipe = config.model_dump(mode="json", exclude={"out": True, "data": {"store"}, "run": FREE})
+    recipe = config.model_dump(
+        mode="json", exclude={"out": True, "data": {"store", "bad_rows"}, "run": FREE}
+    )
     recipe["mask"] = mask_token_id
     return json.loads(json.dumps(recipe))
 

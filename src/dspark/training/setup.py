@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from dspark.config import DrafterSection, TrainConfig
+from dspark.data.bad_rows import BadRows
 from dspark.data.responses import (
     Response,
     check_vocabulary,
@@ -28,6 +30,8 @@ from dspark.models.drafter import (
 )
 from dspark.models.registry import drafter_class, make_drafter
 from dspark.models.target import Target, portable_name
+
+TOO_SHORT = "shorter than two tokens"
 
 
 def pick_training_dtype(name: str) -> torch.dtype:
@@ -48,23 +52,51 @@ def pick_training_dtype(name: str) -> torch.dtype:
     return min(seconds, key=lambda dtype: seconds[dtype])
 
 
-def load_data(config: TrainConfig, target: Target) -> tuple[list[Response], list[Response]]:
+def load_data(
+    config: TrainConfig, target: Target, dropped: Counter[str] | None = None
+) -> tuple[list[Response], list[Response]]:
     """Training and held-out answers.
+
+    Args:
+        dropped: receives the number of answers that are dropped, by reason; and of those cut.
 
     Raises:
         DataError: when nothing is left to train on, or token ids do not fit the target.
     """
-    responses = load_responses(config.data.responses, config.data.max_length, join_turns=True)
-    responses = [r for r in responses if len(r.response_ids) >= 2]
-    train, held_out = split_held_out(responses, config.data.held_out_share, config.data.seed)
+    data, dropped = config.data, Counter() if dropped is None else dropped
+    bad_rows = BadRows(data.bad_rows)
+    read = load_responses(
+        data.responses, data.max_length, join_turns=True, bad_rows=bad_rows, dropped=dropped
+    )
+    responses = [r for r in read if len(r.response_ids) >= 2]
+    dropped[TOO_SHORT] += len(read) - len(responses)
+    dropped.update(bad_rows.counts)
+    for reason in [reason for reason, count in dropped.items() if not count]:
+        del dropped[reason]
+    train, held_out = split_held_out(responses, data.held_out_share, data.seed)
     if not train:
-        raise DataError(
-            "No answer is left to train on",
-            found=f"{len(responses)} answers, {len(held_out)} of them held out",
-            fix="Make more with `dspark regenerate`, or lower data.held_out_share",
-        )
+        raise _nothing_left(responses, dropped)
     check_vocabulary(responses, target.spec.vocab_size)
     return train, held_out
+
+
+def dropped_line(dropped: Mapping[str, int]) -> str:
+    """Counts of answers by reason, in a line; "" where there are none."""
+    return "; ".join(f"{count} x {reason}" for reason, count in dropped.items())
+
+
+def _nothing_left(responses: list[Response], dropped: Counter[str]) -> DataError:
+    if responses:
+        return DataError(
+            "No answer is left to train on",
+            found=f"{len(responses)} answers, all of them held out",
+            fix="Make more with `dspark regenerate`, or lower data.held_out_share",
+        )
+    return DataError(
+        "No answer is left to train on",
+        found=dropped_line(dropped),
+        fix="Make longer answers with `dspark regenerate`, or raise data.max_length",
+    )
 
 
 def unused_token(responses: list[Response], target: Target, wanted: int | None) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ class Plan:
         responses: training answers, then held-out ones.
         sizes: bytes on disk of each.
         shards: numbers of the sequences in each shard.
+        dropped: answers that are left out, or cut, by reason.
     """
 
     config: TrainConfig
@@ -56,6 +58,7 @@ class Plan:
     responses: list[Response]
     sizes: list[int]
     shards: list[range]
+    dropped: Counter[str] = field(default_factory=Counter)
 
     @property
     def bytes(self) -> int:
@@ -83,7 +86,8 @@ def make_plan(
     name = str(pick_training_dtype(config.run.dtype)).removeprefix("torch.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     target = target or load_target(config.target, name, device)
-    train, held_out = load_data(config, target)
+    dropped: Counter[str] = Counter()
+    train, held_out = load_data(config, target, dropped)
     responses = [*train, *held_out]
     shape = drafter_config(config.drafter, target, responses, config.run.anchors_per_sequence)
     check_fits(shape, target.spec, target.stop_ids)
@@ -93,7 +97,7 @@ def make_plan(
         for r in responses
     ]
     shards = list(_runs(sizes, shard_bytes))
-    return Plan(config, target, origin_of(target, taps), responses, sizes, shards)
+    return Plan(config, target, origin_of(target, taps), responses, sizes, shards, dropped)
 
 
 def _runs(sizes: Sequence[int], most: int) -> Iterator[range]:

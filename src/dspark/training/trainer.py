@@ -89,6 +89,7 @@ class Trainer(Learner):
         """Write the drafter in DeepSpec's layout with its provenance."""
         training = asdict(self.counters) | {
             "answers": len(self.train),
+            "dropped": dict(self.dropped),
             "response_tokens": sum(int(r.answered.sum()) for r in self.train),
             "draft_vocabulary_coverage": round(self.coverage, 5),
             "held_out": held_out,
@@ -113,7 +114,8 @@ class Trainer(Learner):
         """
         if self.parallel.is_main:
             check_writable(self.out)
-        self.resume()
+        resumed = self.resume()
+        self._tell_of_data(resumed)
         together: AbstractContextManager[list[bool]] = note_interrupts()
         if self.parallel.world == 1:
             together = nullcontext([])  # alone, a step's end is enough to wait for
@@ -157,7 +159,6 @@ class Trainer(Learner):
                 self.save()
                 saved = elapsed
             last = time.perf_counter()
-            self.meter.leave_out(last - now)
 
     def _agree(self, seconds: float, interrupts: list[bool]) -> bool:
         """Count a step's time by the main process's clock, so that all end and save together.
@@ -168,6 +169,7 @@ class Trainer(Learner):
         mine = seconds if self.parallel.is_main else 0.0
         spent, came = self.parallel.total(mine, len(interrupts))
         self.counters.elapsed_s += spent
+        self.meter.spend(spent)
         return came > 0
 
     def _log_steps(self) -> None:
@@ -175,6 +177,17 @@ class Trainer(Learner):
         if meter.steps:
             self._log({"kind": "train", **meter.summary()})
             self.meter = Meter()
+
+    def _tell_of_data(self, resumed: bool) -> None:
+        """Say which answers are not learned from; the log of a run says it once."""
+        if not self.dropped or not self.parallel.is_main:
+            return
+        counts = {"answers": len(self.train), "held_out": len(self.held_out)}
+        record = {"kind": "data", **counts, "dropped": dict(self.dropped)}
+        if resumed:
+            self.report(record)
+        else:
+            self._log(record)
 
     def _log(self, record: dict[str, Any]) -> None:
         if not self.parallel.is_main:
