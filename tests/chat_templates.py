@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 CHATML = (
@@ -199,6 +200,7 @@ def _finished(tokenizer: Any, template: str, special: list[str]) -> Any:
     return tokenizer
 
 
+@cache
 def families() -> dict[str, Any]:
     """A tokenizer with its template, by family."""
     llama3 = "<|begin_of_text|> <|eot_id|> <|start_header_id|> <|end_header_id|> <|end_of_text|>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -165,3 +166,46 @@ def test_dtype() -> None:
     assert pick_training_dtype("float32") is torch.float32
     assert pick_training_dtype("bfloat16") is torch.bfloat16
     assert pick_training_dtype("auto") in (torch.float32, torch.bfloat16)
+
+
+def test_what_is_not_learned_from_is_counted_by_reason(tmp_path: Path, target: Target) -> None:
+    rows = [row(f"p{n}", [1, 7], [8, 9, 2]) for n in range(3)]
+    rows += [row("long", [1] * 20, [8, 9]), row("cut", [1] * 14, [8, 9, 2]), row("one", [1], [8])]
+    write_jsonl(tmp_path / "answers.jsonl", [*rows, {"id": "bad"}])
+    short = {"max_length": 16, "held_out_share": 0.0}
+    dropped: Counter[str] = Counter()
+    config = tiny_recipe(tmp_path, tmp_path, data={**short, "bad_rows": "skip"})
+    train, _ = load_data(config, target, dropped)
+    assert sorted(r.id for r in train) == ["cut", "p0", "p1", "p2"]
+    assert dropped == {
+        "the prompt alone fills the longest length": 1,
+        "cut at the longest length, but kept": 1,
+        "shorter than two tokens": 1,
+        "has no field 'domain'": 1,
+    }
+    with pytest.raises(DataError, match=r"answers.jsonl:7 has no field 'domain'"):
+        load_data(tiny_recipe(tmp_path, tmp_path, data=short), target)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([row("a", [1, 7], [8]), row("b", [1], [9])], "found: 2 x shorter than two tokens"),
+        ([row("a", [1] * 20, [8, 9])], "every prompt fills max_length"),
+        ([row("a", [1] * 20, [8, 9]), row("b", [1], [8])], "1 x the prompt alone.*1 x shorter"),
+    ],
+)
+def test_the_true_reason_why_nothing_is_left(
+    tmp_path: Path, target: Target, rows: list[dict[str, Any]], words: str
+) -> None:
+    write_jsonl(tmp_path / "answers.jsonl", rows)
+    with pytest.raises(DataError, match=words) as caught:
+        load_data(tiny_recipe(tmp_path, tmp_path, data={"max_length": 16}), target)
+    assert "held_out_share" not in str(caught.value)
+
+
+def test_all_held_out_is_told_as_such(tmp_path: Path, target: Target) -> None:
+    write_jsonl(tmp_path / "answers.jsonl", [row("a", [1, 7], [8, 9, 2])])
+    config = tiny_recipe(tmp_path, tmp_path, data={"held_out_share": 0.999999})
+    with pytest.raises(DataError, match=r"1 answers, all of them held out.*held_out_share"):
+        load_data(config, target)
