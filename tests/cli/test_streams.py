@@ -23,9 +23,9 @@ BAR = """
     print("remark", file=sys.stderr)
     print("the result")"""
 INPUT = """
-    from dspark.cli.streams import read_standard_input
+    from dspark.cli.texts import given_text
     open("/dev/zero").close()  # does not get the number of standard input
-    print(len(read_standard_input()))"""
+    print(len(given_text("-")))"""
 WAYS = {"print": PRINTS, "rich": RICH}
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
