@@ -11,7 +11,7 @@ import pytest
 
 import chat_templates
 from dspark.errors import CheckpointError, PromptTooLongError, RequestError
-from dspark.models import chat_template
+from dspark.models import chat_template, light_tokenizer
 from dspark.models.encoding import PromptEncoder
 
 FAMILIES = chat_templates.families()
@@ -108,6 +108,19 @@ def test_what_a_user_spells_is_text(family: str) -> None:
             assert Counter(control(tokenizer, raw)) == Counter(control(tokenizer, own.text("x")))
             if family in ("chatml", "llama3"):  # nothing is lost
                 assert mark in tokenizer.decode(raw)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kept_target_s_tokenizer_keeps_apart_alike(family: str) -> None:
+    """Without transformers the same ids, for texts with marks as for others."""
+    tokenizer = FAMILIES[family]
+    told = light_tokenizer.describe(tokenizer)
+    assert told is not None
+    light = light_tokenizer.restore(*told, whole=lambda: pytest.fail("it needs the whole one"))
+    for text in (*PLAIN_TEXTS, *encoder(tokenizer)._control._ids):
+        messages = turns(text, family)
+        assert encoder(light).messages(messages) == encoder(tokenizer).messages(messages)
+        assert encoder(light).text(text) == encoder(tokenizer).text(text)
 
 
 def test_a_user_does_not_speak_for_others() -> None:
