@@ -91,6 +91,12 @@ def test_many_rows(dtype: torch.dtype) -> None:
         near(native.linear(x, product, bias, residual), exact, math.sqrt(320))
 
 
+@pytest.mark.parametrize("is_bf16", [0, 1])
+def test_arithmetic_on_registers_is_counted(is_bf16: int) -> None:
+    work = native.kernels().peak
+    assert work(is_bf16, 64) == 2 * work(is_bf16, 32) > 0
+
+
 def test_products_of_pytorch_in_between_change_nothing() -> None:
     """It may use the same registers for tiles, in other shapes."""
     weight, x = (torch.randn(rows, 192).to(BFLOAT16) for rows in (64, 21))

@@ -23,35 +23,37 @@ struct Attention {
     float scale;
 };
 
-inline void add_products(floats& sum, const float* a, const float* b, long size) {
-    for (long i = 0; i < size; i += LANES) sum += load(a + i) * load(b + i);
-}
-
 #if defined(__AVX512BF16__)
 using WideQuery = bf16;  // as it is
 
-inline void add_products(floats& sum, const bf16* a, const bf16* b, long size) {
-    long i = 0;
-    for (; i + 2 * LANES <= size; i += 2 * LANES)
-        sum = bits_of<floats>(_mm512_dpbf16_ps(bits_of<__m512>(sum),
-                                               bits_of<__m512bh>(_mm512_loadu_si512(a + i)),
-                                               bits_of<__m512bh>(_mm512_loadu_si512(b + i))));
-    for (; i < size; i += LANES) sum += load(a + i) * load(b + i);
+inline floats add_pairs(floats sum, const bf16* q, const bf16* k) {
+    return bits_of<floats>(_mm512_dpbf16_ps(bits_of<__m512>(sum),
+                                            bits_of<__m512bh>(_mm512_loadu_si512(q)),
+                                            bits_of<__m512bh>(_mm512_loadu_si512(k))));
 }
 #else
 using WideQuery = float;  // widened once: of each two vectors the even numbers, then the odd ones
 
-inline void add_products(floats& sum, const float* q, const bf16* k, long size) {
-    long i = 0;
-    for (; i + 2 * LANES <= size; i += 2 * LANES) {
-        words pairs;
-        std::memcpy(&pairs, k + i, sizeof pairs);
-        sum += load(q + i) * bits_of<floats>(pairs << 16);
-        sum += load(q + i + LANES) * bits_of<floats>(pairs & 0xffff0000u);
-    }
-    for (; i < size; i += LANES) sum += load(q + i) * load(k + i);
+inline floats add_pairs(floats sum, const float* q, const bf16* k) {
+    words pairs;
+    std::memcpy(&pairs, k, sizeof pairs);
+    sum += load(q) * bits_of<floats>(pairs << 16);
+    return sum + load(q + LANES) * bits_of<floats>(pairs & 0xffff0000u);
 }
 #endif
+
+// Adds the products of one query with N keys that follow each other, all sums side by side.
+template <int N, class Q, class T>
+inline void add_products(floats* sums, const Q* q, const T* keys, long size) {
+    long i = 0;
+    if constexpr (sizeof(T) == 2)
+        for (; i + 2 * LANES <= size; i += 2 * LANES)
+#pragma GCC unroll 16
+            for (int n = 0; n < N; n++) sums[n] = add_pairs(sums[n], q + i, keys + n * size + i);
+    for (; i < size; i += LANES)
+#pragma GCC unroll 16
+        for (int n = 0; n < N; n++) sums[n] += load(q + i) * load(keys + n * size + i);
+}
 
 inline const float* query(const float* q, long, long) { return q; }
 
@@ -81,11 +83,10 @@ template <class Q, class T>
 inline floats scores_of(const Q* q, const T* keys, long count, long size, float scale) {
     floats sums[LANES] = {};
     if (count >= LANES) {
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) add_products(sums[i], q, keys + i * size, size);
+        add_products<LANES>(sums, q, keys, size);
         return sums_of(sums) * scale;
     }
-    for (int i = 0; i < count; i++) add_products(sums[i], q, keys + i * size, size);
+    for (int i = 0; i < count; i++) add_products<1>(sums + i, q, keys + i * size, size);
     floats scores = sums_of(sums) * scale;
     for (long i = count; i < LANES; i++) scores[i] = -__builtin_inff();
     return scores;

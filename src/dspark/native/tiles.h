@@ -37,6 +37,12 @@ struct alignas(64) TileShapes {
     }
 };
 
+// The intrinsics do not say what they read: all of it is written before.
+inline void use_shapes(const TileShapes& shapes) {
+    asm volatile("" : : "r"(&shapes) : "memory");
+    _tile_loadconfig(&shapes);
+}
+
 inline void ahead_of_tile(const char* weight) {
 #pragma GCC unroll 16
     for (long line = 0; line < LINES; line++)
@@ -126,8 +132,7 @@ void run_tiles(const Job<W, T>& job, int threads) {
     const long groups = (job.rows + LINES - 1) / LINES, height = (job.rows + groups - 1) / groups;
     const TileShapes shapes(height);
     parallel(threads, (job.out + PANEL - 1) / PANEL, groups == 1 ? 4 : 2, [&](long panel, long end) {
-        _tile_loadconfig(&shapes);
-        asm volatile("" ::: "memory");  // the intrinsics do not say that they read
+        use_shapes(shapes);
         if (groups == 1)
             for (; panel + 4 <= end; panel += 4) tile_rows<W, T, 4>(job, height, panel);
         for (; panel + 2 <= end; panel += 2) tile_rows<W, T, 2>(job, height, panel);
@@ -139,7 +144,7 @@ void run_tiles(const Job<W, T>& job, int threads) {
 // What tiles can do at most: multiplications and additions of `rounds` rounds on registers.
 inline double tile_peak(long rounds) {
     const TileShapes shapes(LINES);
-    _tile_loadconfig(&shapes);
+    use_shapes(shapes);
     for (long round = 0; round < rounds; round++) {
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);

@@ -127,7 +127,9 @@ inline floats sums_of(floats (&v)[LANES]) {
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
 #endif
+#pragma GCC unroll 4
     for (long count = LANES / 2; count; count /= 2)
+#pragma GCC unroll 8
         for (long i = 0; i < count; i++)
             v[i] = EVEN(v[2 * i], v[2 * i + 1]) + ODD(v[2 * i], v[2 * i + 1]);
     return v[0];
