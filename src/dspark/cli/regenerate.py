@@ -50,6 +50,14 @@ def command(
         int | None,
         typer.Option(min=1, help="Stop once the file has this many response tokens."),
     ] = None,
+    turns: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Answer whole conversations, this many answers each at most, in place of the last "
+            "message alone; what others answered in them is left out.",
+        ),
+    ] = None,
     slots: Annotated[
         int | None,
         typer.Option(
@@ -66,7 +74,8 @@ def command(
     """Let the target answer prompts, to train a drafter on; run again to resume.
 
     Answers are written as they finish. A prompt that the file has an answer to is left out, so an
-    interrupted run goes on where it stopped.
+    interrupted run goes on where it stopped. With --turns the target gives every answer of a
+    conversation, in order, each in a row of its own.
 
     Examples:
 
@@ -75,6 +84,8 @@ def command(
         dspark regenerate --prompts mine.jsonl --out greedy.jsonl --temperatures 0 --limit 500
 
         dspark regenerate --prompts mine.jsonl --out mixed.jsonl --temperatures 0:0.5,0.7@0.9:0.5
+
+        dspark regenerate --prompts talks.jsonl --out talks_answered.jsonl --turns 4
     """
     from dspark.data.bad_rows import BadRows
     from dspark.data.prompts import load_prompts
@@ -88,13 +99,18 @@ def command(
     import torch
 
     from dspark.models.target import load_target
+    from dspark.regeneration.conversations import opening
     from dspark.regeneration.regenerate import run
 
     if threads:
         torch.set_num_threads(threads)
     device = best_device()
     model = load_target(target, dtype, device)
-    with _Bar(len(chosen), tokens) as bar:
+    answers = len(chosen)
+    if turns:
+        talks = [opening(prompt, prompt.messages) for prompt in chosen]
+        answers = sum(min(1 + len(talk.later), turns) for talk in talks)
+    with _Bar(answers, tokens) as bar:
         try:
             done = run(
                 model,
@@ -107,6 +123,7 @@ def command(
                 slots=slots or DEFAULT_SLOTS[device],
                 seed=seed,
                 limit_tokens=tokens,
+                turns=turns,
                 on_progress=bar.show,
                 bad_rows=left_out,
             )

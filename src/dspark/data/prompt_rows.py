@@ -4,7 +4,10 @@ A row holds its text in one of three fields; where there are several, the first 
 
     {"messages": [{"role": "user", "content": "…"}]}  a conversation up to its last user message
     {"prompt": "…"}                                   one user message, or a list of messages
-    {"turns": ["…", "…"]}                             the first turn only; the rest is not used
+    {"turns": ["…", "…"]}                             what a user says, turn by turn
+
+Of `turns` the first is the prompt; only conversations (`dspark regenerate --turns`) go on to the
+rest.
 
 `system` (or `system_prompt`) is a text that goes before, `tools` a list of functions. What else
 would change the prompt, such as `documents` or images, is refused by name. `id`, `domain`,
@@ -51,6 +54,7 @@ class Prompt:
         dataset: evaluation set it belongs to; "" when none.
         license: of the text; "" when unknown.
         tools: functions that the assistant may call; None for none.
+        later: what the user says after the answer, one message a turn.
         place: where it was read, as in `prompts.jsonl:17`; "" when nowhere.
     """
 
@@ -61,6 +65,7 @@ class Prompt:
     dataset: str = ""
     license: str = ""
     tools: list[dict[str, Any]] | None = None
+    later: tuple[Message, ...] = ()
     place: str = field(default="", compare=False)
 
     @property
@@ -99,7 +104,7 @@ def prompt_from_row(row: dict[str, Any], where: str = "the row") -> Prompt:
         if value is not None and not isinstance(value, str):
             raise DataError(f"{where}: {key} must be a text", found=type(value).__name__)
         labels[key] = value or ""
-    return Prompt(name, messages, **labels, tools=tools, place=where)
+    return Prompt(name, messages, **labels, tools=tools, later=_later(row, where), place=where)
 
 
 def prompt_ids(
@@ -169,6 +174,14 @@ def _messages(row: dict[str, Any], where: str) -> list[Message]:
             fix='Give "messages" (role and content), a "prompt" (text) or "turns" (list of texts)',
         )
     return _with_system(row, messages, where)
+
+
+def _later(row: dict[str, Any], where: str) -> tuple[Message, ...]:
+    """What the user says in `turns` after the first of them, where these are the prompt."""
+    if any(row.get(key) is not None for key in ("messages", "prompt")):
+        return ()
+    texts = [_asked(text, f"{where}: turns[{n}]") for n, text in enumerate(row["turns"])]
+    return tuple({"role": "user", "content": text} for text in texts[1:])
 
 
 def _with_system(row: dict[str, Any], messages: list[Message], where: str) -> list[Message]:

@@ -64,9 +64,9 @@ def digest(seed: int, purpose: str, name: str) -> int:
 
 
 def sampling_params(
-    prompt_id: str, mixture: Mixture, max_new_tokens: int, seed: int
+    prompt_id: str, mixture: Mixture, max_new_tokens: int, seed: int, turn: int = 0
 ) -> SamplingParams:
-    """How the answer to a prompt is drawn."""
+    """How the answer to a prompt is drawn; turns of a conversation differ in their draws alone."""
     point = _unit(seed, "temperature", prompt_id) * sum(part.share for part in mixture)
     chosen = mixture[-1]
     for part in mixture:
@@ -77,7 +77,7 @@ def sampling_params(
     return SamplingParams(
         temperature=chosen.temperature,
         top_p=chosen.top_p,
-        seed=digest(seed, "draws", prompt_id) >> 1,
+        seed=digest(seed, "draws", f"{prompt_id}#{turn}" if turn else prompt_id) >> 1,
         max_new_tokens=max_new_tokens,
     )
 

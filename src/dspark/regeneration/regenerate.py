@@ -8,7 +8,8 @@ can move a logit by the last bit).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,10 @@ from dspark.data.bad_rows import BadRows
 from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.data.responses import ResponseRow
-from dspark.errors import ConfigError, DataError, PromptTooLongError
+from dspark.errors import ConfigError, DataError, PromptTooLongError, RequestError
 from dspark.models.target import Target
 from dspark.regeneration.batches import Batch, Decoder, make_batch
+from dspark.regeneration.conversations import Talk, opening, taken_up
 from dspark.regeneration.mixture import (
     DEFAULT_MIXTURE,
     Mixture,
@@ -73,6 +75,7 @@ def run(
     slots: int = 128,
     seed: int = 0,
     limit_tokens: int | None = None,
+    turns: int | None = None,
     on_progress: OnProgress = lambda progress: None,
     decoder: Decoder = "auto",
     bad_rows: BadRows | None = None,
@@ -89,9 +92,13 @@ def run(
         max_len: longest prompt and answer together; a prompt without room for a whole answer is
             skipped and counted.
         slots: answers made at the same time; on a GPU at most what its memory holds.
-        seed: decides order, temperatures, wording and draws, each from the prompt's id.
+        seed: decides order, temperatures, wording and draws, each from the prompt's id (and turn).
         limit_tokens: begin no new answer once the file and the answers under way have so many
             response tokens; those under way are finished, so that short ones are not favoured.
+        turns: answers a conversation at most, each in its own row (:mod:`conversations`): only what
+            the user says is taken from a prompt. None answers the last message alone, after
+            whatever the prompt has said before it. A conversation ends at an answer that a length
+            limit cut, or where the next would have no room.
         on_progress: called after every step.
         decoder: "graph" draws through `PlainBatch`, "engine" through `Engine`; "auto" takes the
             former on a GPU where the target suits it. The answers are the same up to rounding.
@@ -110,12 +117,13 @@ def run(
             found=out_path,
             fix="Leave .gz off; compress the finished file",
         )
-    job = _Job(target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed)
+    if turns is not None and turns < 1:
+        raise ConfigError("A conversation has no turn", found=turns, fix="Use 1 or more")
+    job = _Job(target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed, turns)
     job.bad_rows = bad_rows or job.bad_rows
     batch = make_batch(target, slots, max_len, decoder)
     started = time.monotonic()
-    todo = job.requests(batch)
-    fill = partial(_fill, batch, job, todo, limit_tokens)
+    fill = partial(_fill, batch, job, limit_tokens)
     try:
         fill()
         while batch:
@@ -133,12 +141,12 @@ def run(
     return job.progress
 
 
-def _fill(batch: Batch, job: _Job, todo: Iterator[Request], limit_tokens: int | None) -> None:
+def _fill(batch: Batch, job: _Job, limit_tokens: int | None) -> None:
     """Keep some requests in line until prompts or tokens run out."""
     for _ in range(batch.wanted):
         if limit_tokens is not None and job.drawn >= limit_tokens:
             return
-        if next(todo, None) is None:
+        if not job.submit_next(batch):
             return
 
 
@@ -154,17 +162,19 @@ class _Job:
         suffix_share: float,
         max_new_tokens: int,
         seed: int,
+        turns: int | None,
     ) -> None:
-        self.target, self.path, self.seed = target, path, seed
+        self.target, self.path, self.seed, self.turns = target, path, seed, turns
         self.mixture, self.suffix_share = mixture, suffix_share
         self.max_new_tokens, self.bad_rows = max_new_tokens, BadRows()
         self.progress = Progress(len(prompts))
         by_id = {prompt.id: prompt for prompt in prompts}
         done = self._read_done(by_id)
-        left = [prompt for name, prompt in by_id.items() if name not in done]
-        self.left = sorted(left, key=lambda prompt: digest(seed, "order", prompt.id))
+        left = [self._talk(prompt, done.get(name, [])) for name, prompt in by_id.items()]
+        waiting = [talk for talk in left if talk is not None]
+        self.left = deque(sorted(waiting, key=lambda talk: digest(seed, "order", talk.prompt.id)))
         self.tokens_before = self.progress.tokens
-        self._open: dict[Request, tuple[Prompt, str]] = {}
+        self._open: dict[Request, Talk] = {}
         self._rows: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
 
@@ -173,9 +183,9 @@ class _Job:
         """Response tokens of the file and of all answers under way."""
         return self.tokens_before + self.progress.new_tokens
 
-    def _read_done(self, by_id: dict[str, Prompt]) -> set[str]:
-        """Ids of the prompts that the file answers already."""
-        done: set[str] = set()
+    def _read_done(self, by_id: dict[str, Prompt]) -> dict[str, list[ResponseRow]]:
+        """Rows of the prompts that the file answers already, in its order."""
+        done: dict[str, list[ResponseRow]] = defaultdict(list)
         _check_writable(self.path)
         repair_jsonl(self.path)
         for number, fields in enumerate(read_jsonl(self.path), 1):
@@ -184,7 +194,7 @@ class _Job:
             self.progress.tokens += len(row.response_ids)
             if row.id not in by_id:
                 continue
-            done.add(row.id)
+            done[row.id].append(row)
             params = sampling_params(row.id, self.mixture, self.max_new_tokens, self.seed)
             if (row.temperature, row.top_p) != (params.temperature, params.top_p):
                 raise DataError(
@@ -194,27 +204,58 @@ class _Job:
                 )
         return done
 
-    def requests(self, batch: Batch) -> Iterator[Request]:
-        """Submit one prompt after the other; those that are too long are counted and left."""
-        for prompt in self.left:
-            messages = worded(prompt, self.suffix_share, self.seed)
-            params = sampling_params(prompt.id, self.mixture, self.max_new_tokens, self.seed)
-            try:
-                ids = prompt_ids(self.target, prompt, self.bad_rows, messages)
-            except PromptTooLongError:
-                ids = []
+    def _talk(self, prompt: Prompt, done: list[ResponseRow]) -> Talk | None:
+        """What is to be answered of a prompt; None where the file has all of it."""
+        messages = worded(prompt, self.suffix_share, self.seed)
+        if self.turns is None:
+            return None if done else Talk(prompt, messages)
+        return self._within(taken_up(opening(prompt, messages), done, str(self.path)))
+
+    def _within(self, talk: Talk | None) -> Talk | None:
+        """A conversation, unless it has had all its turns."""
+        if talk is None or self.turns is None or (talk.turn or 0) >= self.turns:
+            return None
+        return talk
+
+    def submit_next(self, batch: Batch) -> bool:
+        """Submit what is next in line; prompts that are too long are counted and left.
+
+        Returns:
+            whether there was anything, for now: answers under way may bring further turns.
+        """
+        while self.left:
+            talk = self.left.popleft()
+            turn = talk.turn or 0
+            params = sampling_params(
+                talk.prompt.id, self.mixture, self.max_new_tokens, self.seed, turn
+            )
+            ids = self._ids(talk)
             if ids is None:
                 continue
             if not ids or len(ids) + self.max_new_tokens > batch.max_len:
-                self.progress.skipped += 1
+                self.progress.skipped += turn == 0  # else the conversation ends here
                 continue
-            request = batch.submit(ids, params)
-            self._open[request] = (prompt, messages[-1]["content"])
-            yield request
+            self._open[batch.submit(ids, params)] = talk
+            return True
+        return False
+
+    def _ids(self, talk: Talk) -> list[int] | None:
+        """The prompt of the next answer; none where it is too long, None for a bad row."""
+        try:
+            if talk.turn:  # what the template refuses here is an answer, and no row is to blame
+                return self.target.encode_messages(talk.messages, talk.prompt.tools)
+            return prompt_ids(self.target, talk.prompt, self.bad_rows, talk.messages)
+        except PromptTooLongError:
+            return []
+        except RequestError:
+            if not talk.turn:
+                raise
+            return []
 
     def finish(self, request: Request) -> None:
-        """Turn a finished request into a row."""
-        prompt, text = self._open.pop(request)
+        """Turn a finished request into a row, and put the next turn first in line."""
+        talk = self._open.pop(request)
+        prompt = talk.prompt
         row = ResponseRow(
             id=prompt.id,
             domain=prompt.domain,
@@ -225,12 +266,16 @@ class _Job:
             top_p=request.params.top_p,
             source=prompt.source,
             license=prompt.license,
-            prompt=text,
+            prompt=talk.messages[-1]["content"],
             response=self.target.decode(request.output_ids),
+            turn=talk.turn,
         )
         self._rows.append(row.to_json())
         self.progress.rows += 1
         self.progress.tokens += len(request.output_ids)
+        following = self._within(talk.after(row.response)) if row.finished else None
+        if following is not None:
+            self.left.appendleft(following)
 
     def flush_if_due(self) -> None:
         """Write rows every few seconds."""
