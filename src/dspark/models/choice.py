@@ -2,7 +2,8 @@
 
 Names of instructions do not tell: a processor may have them and do them slowly, and what a number
 costs to read depends on its memory. So the products of some layers with made-up weights are timed
-at every level, for one row (a plain step) and for a draft to verify, once a machine and target.
+at every level, for one row (a plain step), for a draft to verify and for many rows, once a machine
+and target.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
-from math import inf
+from math import inf, prod
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from dspark.models.weights import INT8, SAME
 from dspark.native import compiling
 from dspark.native.levels import SWITCH
 
-SCHEMA = "dspark.choice/1"
+SCHEMA = "dspark.choice/2"
 DTYPES = ("bfloat16", "float32")
-ROWS = (1, 6)  # a plain step, and one that verifies five draft tokens
+# A plain step, one that verifies five draft tokens, and one of many users or a part of a prompt.
+ROWS = (1, 6, 32)
 # Weights that are timed: beyond a processor's cache, and soon read. The rest follows from them.
 SAMPLE = 32_000_000
 # Repeats at least and at most, and how many in turn must bring none of the times down by more than
@@ -108,12 +110,13 @@ def _best(ms: dict[str, tuple[float, ...]], spec: TargetSpec, dtype: str) -> Cho
         level, own = name.split()
         if dtype not in ("auto", own) or forced not in (None, level):
             continue
-        rows.append((sum(times) * (BETWEEN if level == native.TORCH else 1), level, own))
+        # Shares count and not milliseconds: none of the three is worth more than another.
+        rows.append((prod(times) * (BETWEEN ** len(ROWS) if level == native.TORCH else 1), level, own))
     _, level, chosen = min(rows)
     asked = [f"{SWITCH}={native.forced()}"] if native.forced() else []
     asked += [f"{dtype} as asked"] if dtype != "auto" else []
     parts = [f"{t:.1f} ms with {n}" for n, t in zip(ROWS, ms[f"{level} {chosen}"], strict=True)]
-    reason = f"products of a forward take {' and '.join(parts)} rows"
+    reason = f"products of a forward take {', '.join(parts[:-1])} and {parts[-1]} rows"
     level = level if spec.is_lean else _level()
     return Choice(level, chosen, ms, f"{reason}: {'; '.join(asked) or 'the fastest measured here'}")
 
