@@ -64,6 +64,33 @@ SYSTEM: dict[str, tuple[str, dict[str, Any]]] = {
             ],
         },
     ),
+    "start.json": (
+        "dspark.start/1",
+        {
+            "target": "tiny-target",
+            "drafter": "dspark",
+            "dtype": "auto",
+            "weights": "same",
+            "threads": None,
+            "times": 3,
+            "rows": [
+                {
+                    "way": "generate",
+                    "what": "first token",
+                    "first_s": 9.5,
+                    "seconds": [1.5, 1.2, 1.75],
+                    "median_s": 1.5,
+                },
+                {
+                    "way": "serve",
+                    "what": "ready for requests",
+                    "first_s": 12.0,
+                    "seconds": [2.5, 2.25, 2.75],
+                    "median_s": 2.5,
+                },
+            ],
+        },
+    ),
     "kernels.json": (
         "dspark.kernels/1",
         {

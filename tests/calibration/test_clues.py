@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dspark.calibration.clues import ClueRounds, collect_clues
-from dspark.core import SamplingParams
+from dspark.core import RULES, SamplingParams
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.errors import DataError
@@ -37,10 +37,22 @@ def made_up(count: int) -> list[Prompt]:
     return [Prompt(f"p{i}", [{"role": "user", "content": f"count to {i}"}]) for i in range(count)]
 
 
+@pytest.fixture(scope="module", params=RULES)
+def rule(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(target: Target, drafter: Any, tmp_path_factory: pytest.TempPathFactory) -> ClueRounds:
+def options(rule: str) -> dict[str, Any]:
+    return OPTIONS | {"verification": rule}
+
+
+@pytest.fixture(scope="module")
+def whole(
+    target: Target, drafter: Any, options: Any, tmp_path_factory: pytest.TempPathFactory
+) -> ClueRounds:
     folder = tmp_path_factory.mktemp("whole") / "clues"
-    return collect_clues(target, drafter, made_up(200), PARAMS, folder, **OPTIONS)
+    return collect_clues(target, drafter, made_up(200), PARAMS, folder, **options)
 
 
 def by_prompt(rounds: ClueRounds) -> dict[str, torch.Tensor]:
@@ -80,7 +92,7 @@ def test_the_split_is_by_prompt(whole: ClueRounds) -> None:
 
 
 def test_an_interrupted_run_goes_on(
-    target: Target, drafter: Any, whole: ClueRounds, tmp_path: Path, monkeypatch: Any
+    target: Target, drafter: Any, whole: ClueRounds, options: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     from dspark.calibration import clues
 
@@ -93,7 +105,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect_clues(target, drafter, made_up(200), PARAMS, tmp_path, on_progress=stop, **OPTIONS)
+        collect_clues(target, drafter, made_up(200), PARAMS, tmp_path, on_progress=stop, **options)
     kept = sorted(tmp_path.iterdir())
     assert kept
     assert not drafter.keep_clues
@@ -103,7 +115,7 @@ def test_an_interrupted_run_goes_on(
     monkeypatch.setattr(
         Engine, "submit", lambda self, *a, **k: submitted.append(1) or original(self, *a, **k)
     )
-    rest = collect_clues(target, drafter, made_up(200), PARAMS, tmp_path, **OPTIONS)
+    rest = collect_clues(target, drafter, made_up(200), PARAMS, tmp_path, **options)
     assert len(rest) >= 500
     assert len(submitted) < len(rest.prompts)  # what was kept is not answered again
     mine, theirs = by_prompt(rest), by_prompt(whole)
@@ -114,7 +126,7 @@ def test_an_interrupted_run_goes_on(
 
     sorted(tmp_path.iterdir())[0].write_bytes(b"no")
     with pytest.raises(DataError, match="Cannot read"):
-        collect_clues(target, drafter, made_up(200), PARAMS, tmp_path, **OPTIONS)
+        collect_clues(target, drafter, made_up(200), PARAMS, tmp_path, **options)
 
 
 def test_prompts_that_are_all_too_long(target: Target, drafter: Any, tmp_path: Path) -> None:

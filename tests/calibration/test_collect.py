@@ -18,7 +18,7 @@ from dspark.calibration.collect import (
 )
 from dspark.calibration.prompts import in_check
 from dspark.calibration.rounds import Judged, to_arrays
-from dspark.core import SamplingParams
+from dspark.core import RULES, SamplingParams
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.models.drafter import Drafter
@@ -74,6 +74,30 @@ def same(one: Collected, other: Collected) -> bool:
 def whole(target: Target, drafter: Drafter, tmp_path_factory: pytest.TempPathFactory) -> Collected:
     part = tmp_path_factory.mktemp("whole") / "part.jsonl"
     return collect(target, drafter, made_up(60), PARAMS, part, **OPTIONS)
+
+
+def test_a_slot_s_rate_is_how_often_it_passes_behind_those_that_stand(
+    target: Target, drafter: Drafter, tmp_path: Path
+) -> None:
+    means = {}
+    for rule in RULES:
+        found = collect(
+            target,
+            drafter,
+            made_up(150),
+            PARAMS,
+            tmp_path / rule,
+            **OPTIONS | {"rounds": 500, "slots": 32, "verification": rule},
+        )
+        rounds = found.check
+        for k in (1, 2):
+            reached = rounds.valid_NK[:, k] & rounds.accepted_NK[:, k - 1]
+            true_N = rounds.overlap_NK[reached, k].clip(0, 1)
+            spread = 4 * np.sqrt((true_N * (1 - true_N)).sum()) / len(true_N)
+            seen = rounds.accepted_NK[reached, k].mean()
+            assert seen == pytest.approx(true_N.mean(), abs=spread)
+        means[rule] = float(rounds.overlap_NK[rounds.valid_NK[:, 2], 2].mean())
+    assert means["block"] > means["token"] + 0.01  # the drafts are no better, and hold longer
 
 
 def test_enough_rounds_of_whole_answers(whole: Collected) -> None:

@@ -13,6 +13,7 @@ from dspark import native
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.cli.bench_load import never_worse_lines
+from dspark.evaluation import start
 from fakes import write_jsonl
 from tiny import tiny_drafter, tiny_home
 
@@ -193,3 +194,29 @@ def test_mistakes(argv: list[str], words: str, capfd: pytest.CaptureFixture[str]
     err = capfd.readouterr().err
     assert words in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_start(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(start, "once", lambda way: asked.append(way.command) or 1.5)
+    file = tmp_path / "start.json"
+    line = ["bench", "start", "--target", str(home / "target"), "--dtype", "float32"]
+    line += ["--drafter", str(home / "run" / "drafter"), "--times", "2", "--json", str(file)]
+    assert cli.main(line) == 0
+    found = read_artifact(file, start.SCHEMA)
+    assert [row["way"] for row in found["rows"]] == ["generate", "serve", "doctor", "torch"]
+    assert len(asked) == 3 * len(found["rows"])
+    assert all("float32" in command for command in asked if "generate" in command)
+    assert str(home) not in file.read_text()
+    assert "1.50" in capfd.readouterr().out
+
+
+def test_start_hears_of_wrong_models_first(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(start, "once", lambda way: pytest.fail("a process was started"))
+    for wrong in (["--target", "./nowhere"], ["--drafter", "nothing"], ["--times", "0"]):
+        assert cli.main(["bench", "start", *wrong]) == 2
+        assert len(capfd.readouterr().err.strip().splitlines()) == 1

@@ -89,6 +89,16 @@ def test_table_and_figures(
     assert path.read_bytes() == before
     assert "secret" not in path.read_text() + file.read_text() + out
 
+    # So does the other rule of verification, whose rounds are others.
+    other = tmp_path / "token.json"
+    assert run(*exclude, "--verification", "token", "--json", str(other))[0] == 0
+    both = CalibrationTable.load(path, sha256=sha)
+    assert both.entry(1.0) == entry
+    assert both.entry(1.0, verification="token").verification == "token"
+    told = [read_artifact(at, "dspark.calibration_check/1") for at in (file, other)]
+    assert [check["verification"] for check in told] == ["block", "token"]
+    path.write_bytes(before)
+
     # Another way of sampling adds an entry and leaves the first.
     assert run("--temperature", "0.5", "--top-k", "20")[0] == 0
     two = CalibrationTable.load(path, sha256=sha)
@@ -97,7 +107,8 @@ def test_table_and_figures(
     code, _, err = run("--check-only", "--temperature", "0")
     assert code == 2
     assert "not calibrated for temperature 0" in err
-    assert "temperature 0.5, top_p 1, top_k 20; temperature 1, top_p 1, top_k 0" in err
+    ways = ("temperature 0.5, top_p 1, top_k 20", "temperature 1, top_p 1, top_k 0")
+    assert "; ".join(f"{way}, verification block" for way in ways) in err
 
 
 def test_an_interrupted_run_goes_on(

@@ -151,3 +151,26 @@ def test_doctor(
     code, out, _ = run(capsys, "doctor")
     assert code == 0
     assert "dspark fetch smollm2-135m" in out
+
+
+def test_doctor_shows_kept_targets(
+    capsys: pytest.CaptureFixture[str], tmp_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dspark.models.target import load_target
+    from fakes import tiny_target_folder
+
+    folder = tiny_target_folder(tmp_cache / "target", layers=1)
+    monkeypatch.setenv("DSPARK_KEPT_GIB", "0.5")
+    load_target(folder, "float32")
+    _, out, _ = run(capsys, "doctor", "--json")
+    kept = json.loads(out)["kept_targets"]
+    (target,) = kept["targets"]
+    assert (target["target"], target["dtype"], target["usable"]) == (str(folder), "float32", True)
+    assert kept["limit_gib"] == 0.5
+    assert kept["mib"] == target["mib"] > 0
+    _, out, _ = run(capsys, "doctor")
+    assert str(folder) in out
+    monkeypatch.setenv("DSPARK_KEPT_GIB", "much")
+    code, _, err = run(capsys, "doctor")
+    assert code == 2
+    assert "DSPARK_KEPT_GIB" in err

@@ -1,7 +1,8 @@
 """Adaptive policies lose nothing; a policy that looks past a dip in Θ does, and is caught.
 
 The method is that of `test_distribution.py`. Confidences are made to hang strongly on the draft
-token before, so that verify lengths really vary with what was drafted.
+token before, so that verify lengths really vary with what was drafted. Both rules of
+verification are met; where nothing is said it is block verification.
 
 Power: 8,000 sequences give p-values below 1e-29 for both broken ways, whatever the seed; 24,000 are
 held against the right ones.
@@ -19,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.core import Batch, Request, StepRecord
+from dspark.core import BLOCK as BLOCK_RULE
+from dspark.core import RULES, TOKEN, Batch, Request, StepRecord
 from dspark.engine import auto
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.adaptive_policies import Causal, Pipelined
@@ -97,19 +99,26 @@ def headless(draft: Any = None) -> Any:
 
 
 def run(
-    policy: Policy, count: int, batch: int = 8_000, *, head: bool = False, drafter: Any = None
+    policy: Policy,
+    count: int,
+    batch: int = 8_000,
+    *,
+    head: bool = False,
+    drafter: Any = None,
+    rule: str = BLOCK_RULE,
 ) -> tuple[Counter[Text], list[Request]]:
     """Texts of many sequences, and the last batch's requests.
 
     Args:
         head: let an informed confidence head speak instead of the linear one.
         drafter: in the place of one with a linear head.
+        rule: by which drafts are accepted.
     """
     target = TableTarget(stop_ids=[STOP])
     if drafter is None:
         drafter = confident(target)
         drafter.informed = informed(drafter) if head else None
-    engine = Engine(target, drafter, policy, slots=SLOTS, seed=11)
+    engine = Engine(target, drafter, policy, slots=SLOTS, seed=11, verification=rule)
     texts: Counter[Text] = Counter()
     for _ in range(count // batch):
         requests = engine.generate([PROMPT] * batch, PLAIN)
@@ -131,9 +140,10 @@ def lengths_by_first_token(requests: Sequence[Request]) -> Counter[int]:
     return Counter(record.verified for request in requests for record in request.rounds[:1])
 
 
+@pytest.mark.parametrize("rule", [BLOCK_RULE, pytest.param(TOKEN, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", [Causal, Pipelined, Auto])
-def test_joint_counts_follow_the_target(kind: Any) -> None:
-    texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000)
+def test_joint_counts_follow_the_target(kind: Any, rule: str) -> None:
+    texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000, rule=rule)
     seen = lengths_by_first_token(requests)
     often = [length for length, count in seen.items() if count >= 400]
     assert len(often) >= 2, seen  # verify lengths vary in one and the same state
@@ -190,8 +200,9 @@ def test_an_informed_head_that_sees_the_token_itself_is_caught(
     assert min(p_values(texts, PLAIN)) < 1e-4
 
 
-def test_looking_past_a_dip_is_caught() -> None:
-    texts, requests = run(Retrospective(), 8_000)
+@pytest.mark.parametrize("rule", RULES)
+def test_looking_past_a_dip_is_caught(rule: str) -> None:
+    texts, requests = run(Retrospective(), 8_000, rule=rule)
     assert len(lengths_by_first_token(requests)) >= 2
     assert min(p_values(texts, PLAIN)) < 1e-4
 
@@ -199,6 +210,33 @@ def test_looking_past_a_dip_is_caught() -> None:
 def test_the_same_costs_without_looking_on_are_fine() -> None:
     texts, _ = run(Alone(), 16_000)
     assert min(p_values(texts, PLAIN)) > 1e-4
+
+
+class Peeking(Policy):
+    """Verifies a token or not by what that very token is."""
+
+    name, draft_len = "peeking", BLOCK
+
+    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+        ids_RK = drafts.draft_ids_RK.numpy()
+        return [int(np.argmax([*(ids_K % 2 == 0), True])) for ids_K in ids_RK]
+
+
+class Cutting(Policy):
+    """Verifies a token or not by what the tokens before it are."""
+
+    name, draft_len = "cutting", BLOCK
+
+    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+        ids_RK = drafts.draft_ids_RK.numpy()
+        return [min(int(np.argmax([*(ids_K % 2 == 0), True])) + 1, BLOCK) for ids_K in ids_RK]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_stop_that_peeks_at_the_token_it_cuts_is_caught(rule: str) -> None:
+    peeking, cutting = (run(kind(), 8_000, rule=rule)[0] for kind in (Peeking, Cutting))
+    assert min(p_values(peeking, PLAIN)) < 1e-4
+    assert min(p_values(cutting, PLAIN)) > 1e-4
 
 
 def test_confidences_hang_on_the_draft() -> None:

@@ -227,3 +227,29 @@ def test_models_that_cannot_be_measured_decode_plainly(
     engine = Engine(target, random_drafter(target, K), slots=1, max_len=64)
     assert engine.policy.name == "off"
     assert "no finite numbers" in caplog.text
+
+
+def test_calibration_of_the_other_rule_stands_in_and_is_named(
+    folder: Path, target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    drafter = loaded(folder, target)
+    scales, mean = (1.0,) * K, (0.5, 0.4, 0.3, 0.2, 0.1)
+    of_token = CalibrationEntry(1.0, 1.0, 0, scales, mean, verification="token")
+    table = CalibrationTable(drafter.sha256, "dspark", K, "t", (of_token,))
+    table.save(folder / FILE)
+    caplog.set_level("INFO", "dspark.engine")
+    for rule, said in (("token", 0), ("block", 1)):
+        caplog.clear()
+        engine = Engine(target, drafter, slots=1, max_len=64, verification=rule)
+        calibration = known(engine).calibration
+        assert calibration is not None
+        assert calibration.entries == (of_token,)
+        assert sum("stands in for block" in line for line in caplog.messages) == said
+
+    of_block = CalibrationEntry(1.0, 1.0, 0, scales, tuple(a + 0.05 for a in mean))
+    table.with_entry(of_block).save(folder / FILE)
+    for rule, entry in (("token", of_token), ("block", of_block)):
+        engine = Engine(target, drafter, slots=1, max_len=64, verification=rule)
+        calibration = known(engine).calibration
+        assert calibration is not None
+        assert calibration.entries == (entry,)

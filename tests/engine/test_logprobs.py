@@ -36,16 +36,19 @@ def told(engine: Engine, all_params: list[SamplingParams]) -> list[list[TokenLog
     return joined
 
 
-@pytest.mark.parametrize("policy", ["off", "fixed:3"])
+@pytest.mark.parametrize(
+    ("policy", "rule"), [("off", "token"), ("fixed:3", "token"), ("fixed:3", "block")]
+)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_they_are_the_target_s_own(
-    policy: str, temperature: float, target: Target, drafter: Drafter
+    policy: str, rule: str, temperature: float, target: Target, drafter: Drafter
 ) -> None:
     asked = [3, None, 0, 1]
     params = [
         SamplingParams(temperature, max_new_tokens=9, seed=4, logprobs=count) for count in asked
     ]
-    engine = Engine(target, None if policy == "off" else drafter, policy, slots=3)
+    used = None if policy == "off" else drafter
+    engine = Engine(target, used, policy, slots=3, verification=rule)
     texts = [r.output_ids for r in engine.generate(PROMPTS, params[1])]
     for prompt, text, count, got in zip(PROMPTS, texts, asked, told(engine, params), strict=True):
         if count is None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dspark import core
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
 from dspark.models.target import Target
@@ -86,9 +87,11 @@ def test_texts_keep_to_the_grammar(temperature: float) -> None:
     assert not all(PairsState(RULES).allows(text) for text in free)
 
 
-def test_joint_counts_follow_the_target_under_the_grammar() -> None:
+@pytest.mark.parametrize("rule", core.RULES)
+def test_joint_counts_follow_the_target_under_the_grammar(rule: str) -> None:
     target = TableTarget(stop_ids=[STOP])
-    engine = Engine(target, small_drafter(target), f"fixed:{BLOCK}", slots=SLOTS, seed=11)
+    drafter = small_drafter(target)
+    engine = Engine(target, drafter, f"fixed:{BLOCK}", slots=SLOTS, seed=11, verification=rule)
     requests = engine.generate([PROMPT] * 16_000, KEPT)
     texts: Counter[Text] = Counter(tuple(request.output_ids) for request in requests)
     assert min(p_values(texts, KEPT)) > 1e-4

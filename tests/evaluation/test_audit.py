@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from dspark.core import Batch
+from dspark.core import BLOCK, TOKEN, Batch
 from dspark.engine import judging
 from dspark.engine.policies import Policy
 from dspark.evaluation import audit, pace
-from dspark.maths import admission, verification
+from dspark.maths import admission, block_verification, verification
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target, load_target
 from fakes import tiny_target_folder
@@ -36,13 +37,19 @@ def drafter(table: Target) -> Drafter:
     return drafter
 
 
-def found(table: Target, drafter: Drafter, policy: Any = None, plan: Any = PLAN) -> dict[str, Any]:
-    return audit.run(table, drafter, policy, plan)
+def found(
+    table: Target, drafter: Drafter, policy: Any = None, plan: Any = PLAN, rule: str = BLOCK
+) -> dict[str, Any]:
+    return audit.run(table, drafter, policy, plan, verification=rule)
 
 
-@pytest.mark.parametrize("policy", [None, "fixed:2", "threshold:0.5"])
-def test_lossless_setups_pass(table: Target, drafter: Drafter, policy: Any) -> None:
-    result = found(table, drafter, policy)
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [(None, BLOCK), ("fixed:2", BLOCK), ("threshold:0.5", BLOCK), (None, TOKEN)],
+)
+def test_lossless_setups_pass(table: Target, drafter: Drafter, policy: Any, rule: str) -> None:
+    result = found(table, drafter, policy, rule=rule)
+    assert result["verification"] == rule
     assert result["verdict"] == "lossless", result
     assert result["greedy"]["identical"] == 1
     assert result["distribution"]["tokens"] > 3000
@@ -50,20 +57,37 @@ def test_lossless_setups_pass(table: Target, drafter: Drafter, policy: Any) -> N
 
 
 def accept_always(patch: pytest.MonkeyPatch) -> None:
-    real = verification.verify
-    patch.setattr(judging, "verify", lambda t, d, i, n, u, *rest: real(t, d, i, n, 0 * u, *rest))
+    for module, name in ((verification, "verify"), (block_verification, "verify_block")):
+
+        def broken(t: Any, d: Any, i: Any, n: Any, u: Any, *rest: Any, real: Any) -> Any:
+            return real(t, d, i, n, 0 * u, *rest)
+
+        patch.setattr(judging, name, partial(broken, real=getattr(module, name)))
 
 
 def residual_from_target(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(verification, "_residual", lambda target_SV, draft_SV, d2t: target_SV)
+    for module in (verification, block_verification):
+        patch.setattr(module, "residual", lambda target_SV, draft_SV, d2t: target_SV)
 
 
-@pytest.mark.parametrize("damage", [accept_always, residual_from_target])
+def nothing_left_behind(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(block_verification, "_mass_left", lambda kept_S, *_: 0 * kept_S)
+
+
+@pytest.mark.parametrize(
+    ("damage", "rule"),
+    [
+        (accept_always, BLOCK),
+        (accept_always, TOKEN),
+        (residual_from_target, BLOCK),
+        (nothing_left_behind, BLOCK),
+    ],
+)
 def test_broken_verification_is_caught(
-    table: Target, drafter: Drafter, damage: Any, monkeypatch: pytest.MonkeyPatch
+    table: Target, drafter: Drafter, damage: Any, rule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damage(monkeypatch)
-    result = found(table, drafter)
+    result = found(table, drafter, rule=rule)
     assert result["verdict"] == "lossy"
     assert result["distribution"]["outcome"] == "failed"
 
@@ -79,8 +103,10 @@ class Retrospective(Policy):
         return [admission.capacity(a_K[None], self.seconds) for a_K in survival_RK]
 
 
-def test_a_policy_that_looks_ahead_is_caught(table: Target, drafter: Drafter) -> None:
-    result = found(table, drafter, Retrospective(), audit.Plan(PLAN.prompts, 12, 12, 400, 64))
+@pytest.mark.parametrize("rule", [BLOCK, pytest.param(TOKEN, marks=pytest.mark.soak)])
+def test_a_policy_that_looks_ahead_is_caught(table: Target, drafter: Drafter, rule: str) -> None:
+    plan = audit.Plan(PLAN.prompts, 12, 12, 400, 64)
+    result = found(table, drafter, Retrospective(), plan, rule)
     assert len(result["distribution"]["verify_lengths"]) > 1
     assert result["distribution"]["outcome"] == "failed"
 

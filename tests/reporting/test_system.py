@@ -22,6 +22,7 @@ PARTS = (
     system.floors,
     system.kernels,
     system.weights,
+    system.starts,
     system.overheads,
     system.audits,
     system.soaks,
@@ -71,6 +72,13 @@ def test_costs_are_drawn_with_their_ends(results: Results, tmp_path: Path) -> No
     again = [p for p in system.costs(load([tmp_path])) if isinstance(p, Picture)]
     assert [p.file for p in again] == ["cost.png", "cost_2.png"]
     assert "Drafting" not in again[0].caption
+
+
+def test_starts(results: Results) -> None:
+    first, second = rows(system.starts(results))
+    assert (first["start"][0], first["first run, s"][0]) == ("generate", "9.50")
+    assert first["median, s, and range"] == ("1.50", "1.20 to 1.75")
+    assert second["median, s, and range"][0] == "2.50"
 
 
 def test_floors(results: Results) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark.calibration.rounds import outcomes
-from dspark.core import RoundRecord, SamplingParams
+from dspark.core import RULES, RoundRecord, SamplingParams
 from dspark.server.drift import Drift
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 
@@ -145,6 +145,16 @@ def test_a_slot_that_is_hardly_verified_keeps_its_temperature() -> None:
     assert refit is not None
     assert refit.entry.temperatures[2] == pytest.approx(1.7)
     assert all(temperature > 1.3 for temperature in refit.entry.temperatures[:2])
+
+
+def test_a_refit_is_for_the_rule_that_its_rounds_were_judged_by() -> None:
+    for rule in RULES:
+        drift = Drift(K, 4000, rule)
+        for record in rounds(4000, 2.5):
+            drift.add(record, SamplingParams(temperature=1.0), 100)
+        refit = drift.refit(None)
+        assert refit is not None
+        assert refit.entry.verification == rule
 
 
 def test_a_refit_that_does_not_help_is_none() -> None:

@@ -61,7 +61,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_lookup() -> None:
     assert TABLE.entry(1.0, 0.95, 40) is ENTRY
-    with pytest.raises(ConfigError, match=r"temperature 0\.7, top_p 1, top_k 0 .*0\.95, top_k 40"):
+    with pytest.raises(ConfigError, match=r"temperature 0\.7, top_p 1, top_k 0, .*0\.95, top_k 40"):
         TABLE.entry(0.7)
     with pytest.raises(ConfigError, match="no entry"):
         replace(TABLE, entries=()).entry(1.0)
@@ -84,6 +84,50 @@ def test_a_table_of_another_drafter_is_refused(tmp_path: Path) -> None:
         IncompatibleDrafterError, match=r"another drafter \(found: table abab.*, drafter cdcd"
     ):
         CalibrationTable.load(path, sha256="cd" * 32)
+
+
+def test_entries_of_both_rules_lie_side_by_side(tmp_path: Path) -> None:
+    token = replace(ENTRY, verification="token", mean_survival=(0.8, 0.5, 0.3))
+    greedy = replace(ENTRY, temperature=0.0, top_p=1.0, top_k=0)
+    colder = replace(token, temperature=0.5)
+    assert greedy.verification == ""  # all rules are one there
+    table = TABLE.with_entry(token).with_entry(greedy).with_entry(colder)
+    assert len(table.entries) == 4
+    assert table.entry(1.0, 0.95, 40, "token") == token
+    assert table.entry(1.0, 0.95, 40, "block") == ENTRY
+    assert table.entry(0.0, verification="token") == table.entry(0.0) == greedy
+    with pytest.raises(ConfigError, match=r"temperature 0\.5.*verification block"):
+        table.entry(0.5, 0.95, 40, "block")
+    path = tmp_path / "calibration.json"
+    table.save(path)
+    assert CalibrationTable.load(path, sha256=SHA) == table
+    content = json.loads(path.read_text())
+    content["entries"][-1]["verification"] = "by hand"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no verification 'by hand'"):
+        CalibrationTable.load(path, sha256=SHA)
+
+
+def test_under_a_rule_there_is_one_entry_for_each_way_of_sampling() -> None:
+    token = replace(ENTRY, verification="token")
+    colder = replace(token, temperature=0.5)
+    greedy = replace(ENTRY, temperature=0.0, top_p=1.0, top_k=0)
+    table = TABLE.with_entry(token).with_entry(colder).with_entry(greedy)
+    served, others = table.under("block")
+    assert served.entries == (greedy, colder, ENTRY)
+    assert others == [colder]  # it stands in: nobody fitted one for block verification
+    assert table.under("token") == (replace(table, entries=(greedy, colder, token)), [])
+
+
+def test_older_files_speak_of_the_token_rule(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    TABLE.with_entry(replace(ENTRY, temperature=0.0, top_p=1.0, top_k=0)).save(path)
+    content = json.loads(path.read_text())
+    for entry in content["entries"]:
+        del entry["verification"]
+    path.write_text(json.dumps(content))
+    found = CalibrationTable.load(path, sha256=SHA)
+    assert [entry.verification for entry in found.entries] == ["", "token"]
 
 
 def test_an_entry_belongs_to_a_confidence_head(tmp_path: Path) -> None:

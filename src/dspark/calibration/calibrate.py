@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dspark.calibration.collect import Collected, OnProgress, about, collect
 from dspark.calibration.prompts import in_check
 from dspark.calibration.rounds import Rounds
-from dspark.core import SamplingParams
+from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.errors import DataError, IncompatibleDrafterError
@@ -51,6 +51,7 @@ def run(
     check_share: float,
     slots: int,
     seed: int = 0,
+    verification: str = DEFAULT_RULE,
     entry: CalibrationEntry | None = None,
     on_progress: OnProgress = lambda progress: None,
     bad_rows: BadRows | None = None,
@@ -65,6 +66,7 @@ def run(
         check_share: share of the prompts kept out of fitting.
         slots: answers made at the same time.
         seed: decides the draws.
+        verification: the rule by which drafts above temperature 0 are accepted.
         entry: judge this one and fit none.
         on_progress: called after every step.
         bad_rows: see `collect`.
@@ -90,12 +92,17 @@ def run(
         check_share=check_share,
         slots=slots,
         seed=seed,
+        verification=verification,
         on_progress=on_progress,
         bad_rows=bad_rows,
     )
     _check_rounds(collected, len(prompts), fits=entry is None)
-    entry = entry or replace(fit(collected.fit, params), confidence=_head(drafter, params))
-    described = _about(target, drafter, params, collected, entry)
+    entry = entry or replace(
+        fit(collected.fit, params),
+        confidence=_head(drafter, params),
+        verification=verification if params.temperature else "",
+    )
+    described = about(target, drafter, params, verification) | _counts(collected, entry)
     return entry, described | judge(collected.check, entry)
 
 
@@ -126,15 +133,9 @@ def _check_rounds(collected: Collected, prompts: int, fits: bool) -> None:
         )
 
 
-def _about(
-    target: Target,
-    drafter: Drafter,
-    params: SamplingParams,
-    collected: Collected,
-    entry: CalibrationEntry,
-) -> dict[str, Any]:
-    """What was calibrated, with how much."""
-    return about(target, drafter, params) | {
+def _counts(collected: Collected, entry: CalibrationEntry) -> dict[str, Any]:
+    """How much was calibrated with."""
+    return {
         "prompts": collected.check.prompts,
         "prompts_skipped": collected.skipped,
         "fit_rounds": entry.rounds,

@@ -2,7 +2,8 @@
 
 As in `calibration.collect` every draft is verified whole and answers are collected whole. What is
 kept of a slot is the very probability that its prefix passes, given the tokens before it, and not
-just whether it did: Π_{j<k} min(1, p_t(x_j) / p_d(x_j)) · c*_k.
+just whether it did: Π_{j<k} min(1, p_t(x_j) / p_d(x_j)) · c*_k under token verification, and
+`maths.block_verification.block_survival` under block verification.
 
 Suffixes: R requests, N rounds, K block slots, C clues, V vocabulary.
 """
@@ -22,12 +23,13 @@ from torch import Tensor
 from dspark.artifacts import atomic_write_bytes
 from dspark.calibration.collect import OnProgress, Progress
 from dspark.calibration.prompts import MAX_PROMPT, in_check, submit
-from dspark.core import DraftBlock, Request, SamplingParams, Verdict
+from dspark.core import BLOCK, DEFAULT_RULE, DraftBlock, Request, SamplingParams, Verdict
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.errors import DataError
-from dspark.maths.verification import overlap
+from dspark.maths.block_verification import block_survival
+from dspark.maths.verification import drafted_probability, overlap
 from dspark.models.dspark import DSparkDrafter
 from dspark.models.target import Target
 
@@ -80,6 +82,7 @@ def collect_clues(
     rounds: int,
     slots: int,
     seed: int = 0,
+    verification: str = DEFAULT_RULE,
     on_progress: OnProgress = lambda progress: None,
     bad_rows: BadRows | None = None,
 ) -> ClueRounds:
@@ -91,6 +94,7 @@ def collect_clues(
         folder: where finished answers' rounds are kept; a run that finds some goes on there.
         rounds: wanted; answers under way by then are finished and count as well.
         slots: answers made at the same time.
+        verification: the rule by which drafts are accepted.
         on_progress: called after every step.
         bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
@@ -99,7 +103,9 @@ def collect_clues(
     """
     size = drafter.config.block_size
     room = MAX_PROMPT + params.max_new_tokens
-    engine = Engine(target, drafter, f"fixed:{size}", slots=slots, max_len=room)
+    engine = Engine(
+        target, drafter, f"fixed:{size}", slots=slots, max_len=room, verification=verification
+    )
     job = _Job(engine, drafter, folder)
     job.bad_rows = bad_rows or job.bad_rows
     drafter.keep_clues = True
@@ -186,7 +192,8 @@ class _Job:
         ids_RK, probs_RKV, clues_RKC = drafts.draft_ids_RK, drafts.draft_probs_RKV, drafts.clues_RKC
         assert probs_RKV is not None
         assert clues_RKC is not None
-        goal_RK = _goal(target_RKV[:, : ids_RK.shape[1]], probs_RKV, ids_RK, self.drafter)
+        goal = block_survival if self.engine.verification == BLOCK else _token_survival
+        goal_RK = goal(target_RKV[:, : ids_RK.shape[1]], probs_RKV, ids_RK, self.drafter.d2t)
         stop_ids = torch.tensor(sorted(self.engine.target.stop_ids), device=ids_RK.device)
         stop_RK = torch.isin(ids_RK, stop_ids)
         judged_RK = torch.arange(ids_RK.shape[1]) < torch.tensor(verify_len)[:, None]
@@ -194,7 +201,7 @@ class _Job:
         for r, request in enumerate(requests):
             answer = self.open[request]
             answer.clues.append(clues_RKC[r].cpu().half())
-            answer.goal.append(goal_RK[r].cpu())
+            answer.goal.append(goal_RK[r].clamp(0, 1).float().cpu())
             answer.known.append(known_RK[r])
             answer.accepted.append(verdict.accepted[r])
 
@@ -218,13 +225,15 @@ class _Job:
         self.finished = []
 
 
-def _goal(target_RKV: Tensor, probs_RKV: Tensor, ids_RK: Tensor, drafter: DSparkDrafter) -> Tensor:
+def _token_survival(
+    target_RKV: Tensor, probs_RKV: Tensor, ids_RK: Tensor, d2t: Tensor | None
+) -> Tensor:
     """Probability [R, K] that each prefix passes, given the tokens before its last."""
-    drawn_RK1 = drafter.to_draft_ids(ids_RK)[..., None]
-    ratio_RK1 = target_RKV.gather(-1, ids_RK[..., None]) / probs_RKV.gather(-1, drawn_RK1)
-    passed_RK = ratio_RK1.squeeze(-1).clamp(max=1).cumprod(1)
+    drawn_RK = drafted_probability(probs_RKV, ids_RK, d2t, target_RKV.shape[2])
+    ratio_RK = target_RKV.gather(-1, ids_RK[..., None])[..., 0] / drawn_RK
+    passed_RK = ratio_RK.clamp(max=1).cumprod(1)
     before_RK = torch.cat([torch.ones_like(passed_RK[:, :1]), passed_RK[:, :-1]], 1)
-    return before_RK * overlap(target_RKV, probs_RKV, drafter.d2t).clamp(0, 1)
+    return before_RK * overlap(target_RKV, probs_RKV, d2t)
 
 
 def _read(path: Path, rows: bool = True) -> ClueRounds:

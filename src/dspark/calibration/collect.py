@@ -21,10 +21,19 @@ from torch import Tensor
 from dspark.artifacts import append_jsonl, cache_dir, read_jsonl, repair_jsonl
 from dspark.calibration.prompts import MAX_PROMPT, in_check, submit
 from dspark.calibration.rounds import Judged, Rounds, to_arrays
-from dspark.core import DraftBlock, Request, RoundRecord, SamplingParams, Verdict
+from dspark.core import (
+    BLOCK,
+    DEFAULT_RULE,
+    DraftBlock,
+    Request,
+    RoundRecord,
+    SamplingParams,
+    Verdict,
+)
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
+from dspark.maths.block_verification import block_overlap
 from dspark.maths.verification import overlap
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
@@ -58,7 +67,9 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def about(target: Target, drafter: Drafter, params: SamplingParams) -> dict[str, Any]:
+def about(
+    target: Target, drafter: Drafter, params: SamplingParams, verification: str
+) -> dict[str, Any]:
     """Whose rounds these are and how answers are drawn, as result files say it."""
     return {
         "target": target.name,
@@ -68,6 +79,7 @@ def about(target: Target, drafter: Drafter, params: SamplingParams) -> dict[str,
         "top_p": params.top_p,
         "top_k": params.top_k,
         "max_new_tokens": params.max_new_tokens,
+        "verification": verification if params.temperature else None,
     }
 
 
@@ -75,7 +87,7 @@ def part_file(prompts: Sequence[Prompt], params: SamplingParams, seed: int, **mo
     """Where the rounds of unfinished runs with these very prompts and options are kept.
 
     Args:
-        more: what else decides the rounds (weights, arithmetic).
+        more: what else decides the rounds (weights, arithmetic, verification).
     """
     asked = [[prompt.id, prompt.conversation] for prompt in prompts]
     decisive = json.dumps([_LAYOUT, asked, asdict(params), seed, sorted(more.items())])
@@ -94,6 +106,7 @@ def collect(
     check_share: float,
     slots: int,
     seed: int = 0,
+    verification: str = DEFAULT_RULE,
     on_progress: OnProgress = lambda progress: None,
     bad_rows: BadRows | None = None,
 ) -> Collected:
@@ -106,6 +119,7 @@ def collect(
         part: file that finished answers' rounds are kept in; a run that finds it goes on there.
         check_share: share of the prompts that are kept out of fitting.
         slots: answers made at the same time.
+        verification: the rule by which drafts above temperature 0 are accepted.
         on_progress: called after every step.
         bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
@@ -115,7 +129,9 @@ def collect(
     """
     size = drafter.config.block_size
     room = MAX_PROMPT + params.max_new_tokens
-    engine = Engine(target, drafter, f"fixed:{size}", slots=slots, max_len=room)
+    engine = Engine(
+        target, drafter, f"fixed:{size}", slots=slots, max_len=room, verification=verification
+    )
     job = _Job(engine, prompts, params, part, rounds, check_share, seed)
     job.bad_rows = bad_rows or job.bad_rows
     try:
@@ -173,11 +189,15 @@ class _Job:
         verify_len: Sequence[int],
         verdict: Verdict,
     ) -> None:
-        """Note c* of every slot: what the confidences were trained to say."""
+        """Note c* of every slot: how likely it passes if those before it did."""
         assert drafts.draft_probs_RKV is not None
         slots = drafts.draft_ids_RK.shape[1]
         d2t = None if self.engine.runner.drafter is None else self.engine.runner.drafter.d2t
-        rows = overlap(target_RKV[:, :slots], drafts.draft_probs_RKV, d2t).tolist()
+        block = self.engine.verification == BLOCK
+        given = block_overlap if block else lambda p, q, ids, d2t: overlap(p, q, d2t)
+        rows = given(
+            target_RKV[:, :slots], drafts.draft_probs_RKV, drafts.draft_ids_RK, d2t
+        ).tolist()
         for request, row in zip(requests, rows, strict=True):
             self.overlaps[request].append(row)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from dspark.calibration.clues import ClueRounds, collect_clues
 from dspark.calibration.collect import OnProgress, about
-from dspark.core import SamplingParams
+from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
@@ -48,6 +48,7 @@ def run(
     rounds: int,
     slots: int,
     seed: int = 0,
+    verification: str = DEFAULT_RULE,
     on_progress: OnProgress = lambda progress: None,
     on_step: OnStep = lambda done, steps: None,
     bad_rows: BadRows | None = None,
@@ -61,6 +62,7 @@ def run(
         rounds: wanted in all.
         slots: answers made at the same time.
         seed: decides draws, first weights and order.
+        verification: the rule by which drafts are accepted.
         on_progress, on_step: called after every step of the engine, and of the fit.
         bad_rows: see `collect_clues`.
 
@@ -87,13 +89,15 @@ def run(
         rounds=rounds,
         slots=slots,
         seed=seed,
+        verification=verification,
         on_progress=on_progress,
         bad_rows=bad_rows,
     )
     fitted, held = found.split(CHECK_SHARE)
     head = fit(fitted, seed=seed, on_step=on_step)
     fitted_on = {"fit_rounds": len(fitted), "fit_prompts": len(fitted.prompts)}
-    return head, about(target, drafter, params) | fitted_on | judge(head, drafter, held)
+    described = about(target, drafter, params, verification) | fitted_on
+    return head, described | judge(head, drafter, held)
 
 
 def fit(

@@ -20,12 +20,14 @@ from dspark.cli.common import (
     PolicyOption,
     TargetOption,
     ThreadsOption,
+    VerificationOption,
     WeightsOption,
     check_writable,
     load_models,
     passing_bar,
     say_bad_rows,
 )
+from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 from dspark.signals import note_interrupts
@@ -37,6 +39,7 @@ def command(
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     policy: PolicyOption = None,
+    verification: VerificationOption = DEFAULT_RULE,
     data: Annotated[
         list[str] | None,
         typer.Option("--data", help="Prompt file in place of the bundled prompts; repeatable."),
@@ -101,7 +104,9 @@ def command(
             bar.update(task, completed=done, total=planned, description=text)
 
         pace = audit.Pace(seconds, lambda: bool(came), show)
-        found = audit.run(model, draft_model, policy, plan, seed=seed, pace=pace)
+        found = audit.run(
+            model, draft_model, policy, plan, seed=seed, pace=pace, verification=verification
+        )
     Console(highlight=False).print(_shown(found))
     if json_file is not None:
         write_artifact(json_file, audit.SCHEMA, found, provenance("dspark audit", {"seed": seed}))

@@ -11,6 +11,7 @@ from dspark.cli import (
     bench_load,
     bench_peers,
     bench_serve,
+    bench_start,
     bench_weights,
 )
 from dspark.cli.checks import checked
@@ -35,4 +36,5 @@ app.command("kernels")(checked(bench_kernels.command))
 app.command("load")(checked(bench_load.command))
 app.command("peers")(checked(bench_peers.command))
 app.command("serve")(checked(bench_serve.command))
+app.command("start")(bench_start.command)
 app.command("weights")(checked(bench_weights.command))

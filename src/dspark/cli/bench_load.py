@@ -26,6 +26,7 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     TimedAnswerOption,
+    VerificationOption,
     WeightsOption,
     check_writable,
     find_drafter,
@@ -34,6 +35,7 @@ from dspark.cli.common import (
     positive_numbers,
     say_bad_rows,
 )
+from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -82,6 +84,7 @@ def command(
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    verification: VerificationOption = DEFAULT_RULE,
     max_new_tokens: TimedAnswerOption = 128,
     seed: Annotated[int, typer.Option(min=0, help="Of order and arrivals.")] = 0,
     dtype: DtypeOption = DEFAULT_DTYPE,
@@ -137,7 +140,7 @@ def command(
 
     def build(way: _Way, slots: int) -> Engine:
         own = None if way.policy == "off" else way.model
-        return Engine(model, own, way.policy, slots, room, seed)
+        return Engine(model, own, way.policy, slots, room, seed, verification=verification)
 
     for way in ways:
         build(way, 1)  # a wrong name is the first thing to hear about
@@ -163,6 +166,7 @@ def command(
             **ways[0].fields,
             "dtype": model.precision,
             "temperature": temperature,
+            "verification": verification if temperature else None,
             "max_new_tokens": max_new_tokens,
             "seconds": seconds,
             "slice_s": slice_s,

@@ -26,13 +26,14 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VerificationOption,
     WeightsOption,
     check_writable,
     find_drafter,
     load_models,
     say_bad_rows,
 )
-from dspark.core import SamplingParams
+from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import CheckpointError, ConfigError, DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -52,6 +53,7 @@ def command(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
+    verification: VerificationOption = DEFAULT_RULE,
     max_new_tokens: LongestAnswerOption = 256,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Prompts in all, spread over the domains.")
@@ -79,9 +81,9 @@ def command(
 ) -> None:
     """Fit and judge the drafter's confidences against what the target accepts.
 
-    The table calibration.json in the drafter's folder gets an entry for the temperature, top-p
-    and top-k. All figures come from prompts that nothing was fitted on. Run again after an
-    interruption to go on.
+    The table calibration.json in the drafter's folder gets an entry for the temperature, top-p,
+    top-k and verification. All figures come from prompts that nothing was fitted on. Run again
+    after an interruption to go on.
 
     Examples:
 
@@ -99,7 +101,9 @@ def command(
         )
     params = SamplingParams(temperature, top_k, top_p, max_new_tokens=max_new_tokens)
     home = _home(drafter, target)
-    entry = home.existing().entry(temperature, top_p, top_k) if check_only else None
+    entry = None
+    if check_only:
+        entry = home.existing().entry(temperature, top_p, top_k, verification)
     for path in (json_file, None if check_only else home.path):
         if path is not None:
             check_writable(path)
@@ -114,6 +118,7 @@ def command(
     identity = {"drafter": home.sha256, "target": target, "dtype": dtype}
     identity |= {} if weights == DEFAULT_WEIGHTS else {"weights": weights}
     identity |= {"confidence": sha256_file(home.head)} if home.head else {}
+    identity |= {"verification": verification} if temperature else {}
     part = collect.part_file(prompts, params, seed, **identity)
     check_writable(part)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
@@ -130,6 +135,7 @@ def command(
                 check_share=check_share,
                 slots=slots,
                 seed=seed,
+                verification=verification,
                 on_progress=bar.show,
                 bad_rows=skipped,
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dspark.core import check_rule
 from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleDrafterError
 from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
 
@@ -77,6 +78,16 @@ PolicyOption = Annotated[
         help="Draft tokens to verify: auto (default), off, fixed:K, threshold:P, causal or "
         "pipelined.",
         metavar="NAME",
+    ),
+]
+VerificationOption = Annotated[
+    str,
+    typer.Option(
+        "--verification",
+        callback=check_rule,
+        help="How drafts above temperature 0 are accepted: block (as a whole) or token (one by "
+        "one). Answers are distributed as the target's own under either.",
+        metavar="RULE",
     ),
 ]
 PromptsOption = Annotated[

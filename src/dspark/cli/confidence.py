@@ -26,6 +26,7 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VerificationOption,
     WeightsOption,
     check_writable,
     find_drafter,
@@ -33,7 +34,7 @@ from dspark.cli.common import (
     passing_bar,
     say_bad_rows,
 )
-from dspark.core import SamplingParams
+from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -53,6 +54,7 @@ def command(
     temperature: Annotated[float, typer.Option(help="Above 0: greedy drafts draw nothing.")] = 1.0,
     top_p: TopPOption = 1.0,
     top_k: TopKOption = 0,
+    verification: VerificationOption = DEFAULT_RULE,
     max_new_tokens: LongestAnswerOption = 256,
     rounds: Annotated[
         int, typer.Option(min=1, help="To fit and judge with; each takes some 10 KB of memory.")
@@ -112,6 +114,7 @@ def command(
     sha256 = sha256_file(file)
     table = load_calibration(folder, sha256)
     identity = {"drafter": sha256, "target": target, "dtype": model.precision}
+    identity |= {"verification": verification}
     parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
     with passing_bar() as bar:
         task = bar.add_task("starting", total=rounds)
@@ -129,6 +132,7 @@ def command(
                 rounds=rounds,
                 slots=slots,
                 seed=seed,
+                verification=verification,
                 on_progress=lambda now: show("rounds", now.fit_rounds, rounds),
                 on_step=lambda done, steps: show("steps of the fit", done, steps),
                 bad_rows=skipped,

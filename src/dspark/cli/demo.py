@@ -25,13 +25,14 @@ from dspark.cli.common import (
     PolicyOption,
     TargetOption,
     ThreadsOption,
+    VerificationOption,
     WeightsOption,
     check_writable,
     load_models,
     passing_bar,
     say_bad_rows,
 )
-from dspark.core import SamplingParams, TokenKind
+from dspark.core import DEFAULT_RULE, SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -73,6 +74,7 @@ def command(
         str | None, typer.Option("--compare", help="Also time: transformers.")
     ] = None,
     policy: PolicyOption = None,
+    verification: VerificationOption = DEFAULT_RULE,
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
@@ -135,6 +137,7 @@ def command(
             params,
             seconds=seconds,
             policy=policy,
+            verification=verification,
             compare=module,
             show=show,
             bad_rows=skipped,

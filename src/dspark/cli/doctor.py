@@ -68,6 +68,7 @@ def examine() -> dict[str, Any]:
         },
         "devices": _devices(torch),
         "cache": {"folder": str(cache), "writable": _writable(cache), "free_gib": _free_gib(cache)},
+        "kept_targets": _kept(),
         "data": {"folder": str(data), "present": data.is_dir()},
         "default_target": {
             "name": name,
@@ -83,12 +84,31 @@ def examine() -> dict[str, Any]:
 def _chosen(name: str) -> dict[str, str]:
     """What the default target runs with here, and why."""
     from dspark.cli.common import best_device
+    from dspark.models import kept
     from dspark.models.choice import choose
-    from dspark.models.target import load_spec
 
-    choice = choose(load_spec(name), device=best_device())
+    if (place := kept.find_place(default_target.target_folder(name))) is not None:
+        spec = place.spec
+    else:
+        from dspark.models.target import load_spec
+
+        spec = load_spec(name)
+    choice = choose(spec, device=best_device())
     runs_with = " ".join(part for part in (choice.level, choice.dtype) if part)
     return {"runs_with": runs_with, "because": choice.reason}
+
+
+def _kept() -> dict[str, Any]:
+    """Targets that are kept to start soon, and how much of them may be."""
+    from dspark.models import kept
+
+    found = kept.summary()
+    return {
+        "folder": str(kept.folder()),
+        "mib": round(sum(row["mib"] for row in found), 1),
+        "limit_gib": round(kept.limit_bytes() / 2**30, 2),
+        "targets": found,
+    }
 
 
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:
@@ -105,8 +125,10 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(_text, value)) or "none"
     return str(value)
 
 

@@ -26,12 +26,14 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VerificationOption,
     WeightsOption,
     check_writable,
     load_models,
     named_drafters,
     say_bad_rows,
 )
+from dspark.core import DEFAULT_RULE
 from dspark.errors import DataError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -61,6 +63,7 @@ def command(
     ] = None,
     slots: SlotsOption = 16,
     policy: PolicyOption = None,
+    verification: VerificationOption = DEFAULT_RULE,
     threshold: Annotated[
         list[float] | None,
         typer.Option(min=0, max=1, help="Also judge under the policy threshold:P; repeatable."),
@@ -105,7 +108,17 @@ def command(
         if path is not None:
             check_writable(path)
     temperatures, thresholds = tuple(temperature or [0.0]), tuple(threshold or [])
-    settings = Settings(temperatures, top_p, top_k, max_new_tokens, seed, slots, policy, thresholds)
+    settings = Settings(
+        temperatures,
+        top_p,
+        top_k,
+        max_new_tokens,
+        seed,
+        slots,
+        policy,
+        thresholds,
+        verification=verification,
+    )
     skipped = BadRows(bad_rows)
     datasets, files = _datasets(data, limit, skipped)
     say_bad_rows(skipped)
@@ -113,7 +126,10 @@ def command(
     record = provenance("dspark eval", {"seed": seed}, [*files, *(at for _, at in places)])
     rounds = None if trace is None else TraceFile(trace, record)
     model, _ = load_models(target, "none", dtype, threads, weights)
-    contenders = [load_contender(folder, model, label, policy, slots) for label, folder in places]
+    contenders = [
+        load_contender(folder, model, label, policy, slots, verification)
+        for label, folder in places
+    ]
     cells = None if json_file is None else json_file.with_name(f"{json_file.name}.cells.jsonl")
     with _Bar() as bar:
         try:

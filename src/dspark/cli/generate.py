@@ -22,11 +22,12 @@ from dspark.cli.common import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    VerificationOption,
     WeightsOption,
     load_models,
 )
 from dspark.cli.texts import given_text
-from dspark.core import SamplingParams
+from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -52,6 +53,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the random numbers.")] = 0,
     max_new_tokens: LongestAnswerOption = 256,
     policy: PolicyOption = None,
+    verification: VerificationOption = DEFAULT_RULE,
     dtype: DtypeOption = DEFAULT_DTYPE,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     threads: ThreadsOption = None,
@@ -81,7 +83,7 @@ def command(
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ids = model.encode(prompt, raw=raw, parse_special=parse_special)
     room = min(len(ids) + max_new_tokens, model.max_positions)
-    engine = Engine(model, draft_model, policy, slots=1, max_len=room)
+    engine = Engine(model, draft_model, policy, slots=1, max_len=room, verification=verification)
     text, start = TextStream(model.tokenizer), time.perf_counter()
     request = None
     for output in engine.stream(ids, params):

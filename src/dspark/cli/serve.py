@@ -19,11 +19,13 @@ from dspark.cli.common import (
     SlotsOption,
     TargetOption,
     ThreadsOption,
+    VerificationOption,
     WeightsOption,
     load_models,
     serving_packages,
 )
 from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
+from dspark.core import DEFAULT_RULE
 from dspark.models.default_target import DEFAULT_TARGET
 from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
 
@@ -37,6 +39,7 @@ def command(
     target: TargetOption = DEFAULT_TARGET,
     drafter: DrafterOption = DEFAULT_DRAFTER,
     policy: PolicyOption = None,
+    verification: VerificationOption = DEFAULT_RULE,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 is open to the network.")
     ] = "127.0.0.1",
@@ -153,7 +156,9 @@ def command(
         model, draft_model = load_models(target, drafter, dtype, threads, weights)
         if weights != DEFAULT_WEIGHTS:
             _note(f"{settings.model} runs in {model.precision}; answers are those of its rounding")
-        ours = Engine(model, draft_model, policy, slots=slots, max_len=max_len)
+        ours = Engine(
+            model, draft_model, policy, slots=slots, max_len=max_len, verification=verification
+        )
         app = create_app(ours, settings, _calibration(ours))
         url = url_of(listening)
         if not settings.api_keys and not listening.getsockname()[0].startswith(("127.", "::1")):
@@ -169,7 +174,7 @@ def _calibration(engine: Engine) -> CalibrationTable | None:
 
     if isinstance(engine.policy, Adaptive):
         return engine.policy.tables.calibration
-    return None if engine.drafter is None else calibration_of(engine.drafter)
+    return None if engine.drafter is None else calibration_of(engine.drafter, engine.verification)
 
 
 def _ready(url: str, settings: Settings) -> None:

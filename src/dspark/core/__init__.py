@@ -14,9 +14,14 @@ from dspark.core.requests import (
     SamplingParams,
 )
 from dspark.core.rounds import Batch, Chunk, DraftBlock, TokenLogprobs, Verdict, VerifyPlan
+from dspark.core.verification import BLOCK, DEFAULT_RULE, RULES, TOKEN, check_rule
 
 __all__ = [
+    "BLOCK",
+    "DEFAULT_RULE",
     "MAX_LOGPROBS",
+    "RULES",
+    "TOKEN",
     "Batch",
     "Chunk",
     "DraftBlock",
@@ -33,4 +38,5 @@ __all__ = [
     "TokenLogprobs",
     "Verdict",
     "VerifyPlan",
+    "check_rule",
 ]

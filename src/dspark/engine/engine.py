@@ -14,6 +14,7 @@ from itertools import count
 from time import perf_counter
 
 from dspark.core import (
+    DEFAULT_RULE,
     Batch,
     DraftBlock,
     Request,
@@ -22,6 +23,7 @@ from dspark.core import (
     StepRecord,
     StepStats,
     VerifyPlan,
+    check_rule,
 )
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.auto import Auto
@@ -54,13 +56,15 @@ class Engine:
             slot. With less, requests wait, or give their place up for a while, when texts grow
             past it. On a CPU memory is taken as it is needed, elsewhere at once.
         prefill_rows: prompt tokens run in one step, beside the rounds of others.
+        verification: the rule by which drafts above temperature 0 are accepted, "token" or
+            "block"; the texts' distribution is the target's under either.
 
     Attributes:
         stats: totals over all steps so far; a caller may put a fresh `StepStats` here.
 
     Raises:
-        ConfigError: for an unknown policy, one the drafter cannot serve, or sizes too small; or
-            nobody measured this machine for one that needs it.
+        ConfigError: for an unknown policy or verification, one the drafter cannot serve, or sizes
+            too small; or nobody measured this machine for one that needs it.
         DataError, IncompatibleDrafterError: a table on disk is damaged or of something else, and
             the policy cannot do without.
     """
@@ -76,6 +80,7 @@ class Engine:
         tables: PolicyTables | None = None,
         cache_gib: float | None = None,
         prefill_rows: int = PREFILL_ROWS,
+        verification: str = DEFAULT_RULE,
     ) -> None:
         if slots < 1 or max_len < 2 or prefill_rows < 1:
             raise ConfigError(
@@ -84,6 +89,7 @@ class Engine:
                 fix="Use 1 slot, 2 tokens and 1 prompt row a step, or more",
             )
         self.target, self.drafter = target, drafter
+        self.verification = check_rule(verification)
         max_len = min(max_len, target.max_positions)
         self.policy, self.runner = self._prepared(policy or Auto.name, slots, max_len, seed, tables)
         cache_len = self._cache_len(cache_gib, slots * max_len)
@@ -108,17 +114,17 @@ class Engine:
         target, drafter = self.target, self.drafter
         block_size = 0 if drafter is None else drafter.config.block_size
         build = lambda length, peaks=False: Runner(  # noqa: E731
-            target, drafter, slots, max_len, length, seed, peaks
+            target, drafter, slots, max_len, length, seed, peaks, self.verification
         )
         if policy == Auto.name and drafter is not None and tables is None:
             runner = build(block_size, True)
-            tables = find_or_measure(runner, slots, max_len)
+            tables = find_or_measure(runner, slots, max_len, self.verification)
             if tables is not None:
                 return Auto(tables, block_size), runner
             policy = "off"
         if isinstance(policy, str):
             if policy in ADAPTIVE and drafter is not None and tables is None:
-                tables = load_tables(policy, target, drafter)
+                tables = load_tables(policy, target, drafter, self.verification)
             policy = parse_policy(policy, block_size, tables)
         if policy.needs_confidence and not (drafter and drafter.config.confidence_head):
             raise ConfigError(

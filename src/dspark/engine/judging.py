@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark import native
-from dspark.core import DraftBlock, Request, SamplingParams, Verdict
+from dspark.core import BLOCK, DEFAULT_RULE, DraftBlock, Request, SamplingParams, Verdict
+from dspark.maths.block_verification import verify_block
 from dspark.maths.sampling import check_rows, draw, probabilities
 from dspark.maths.verification import verify, verify_greedy
 
@@ -49,15 +50,18 @@ def judge_sampled(
     final_u_R: NDArray[np.float64],
     d2t: Tensor | None,
     on_verdict: OnVerdict | None = None,
+    rule: str = DEFAULT_RULE,
 ) -> Verdict:
-    """Drafts against the target's distributions; see :func:`verify`.
+    """Drafts against the target's distributions; see :func:`verify` and :func:`verify_block`.
 
     Args:
         logits_NV: of each request's anchor and draft tokens to verify, packed.
         accept_u_RK, final_u_R: uniforms of the tests, and of the correction or bonus.
         d2t: target ids of the draft vocabulary, if it is a part.
         on_verdict: watches.
+        rule: of `core.RULES`.
     """
+    judge = verify_block if rule == BLOCK else verify
     assert drafts.draft_probs_RKV is not None
     K, whole, first = drafts.draft_ids_RK.shape[1], Verdict([], []), 0
     for part in _parts(verify_len, _rows_at_once(logits_NV)):
@@ -67,7 +71,7 @@ def judge_sampled(
         first += len(params)
         target_RKV = _rectangle(probs_NV, lengths, K)
         ids_RK, draft_RKV = drafts.draft_ids_RK[part], drafts.draft_probs_RKV[part]
-        verdict = verify(
+        verdict = judge(
             target_RKV, draft_RKV, ids_RK, lengths, accept_u_RK[part], final_u_R[part], d2t
         )
         whole.accepted += verdict.accepted

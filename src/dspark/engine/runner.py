@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.core import Batch, DraftBlock, Request, Verdict, VerifyPlan
+from dspark.core import DEFAULT_RULE, Batch, DraftBlock, Request, Verdict, VerifyPlan
 from dspark.engine.context import DraftContext, pick
 from dspark.engine.judging import OnVerdict, best, draw_each, judge_greedy, judge_sampled
 from dspark.engine.logprobs import logprobs
@@ -36,6 +36,7 @@ class Runner:
         draft_len: draft tokens a round.
         seed: stands for the seed of requests that have none of their own.
         peaks: let drafters without a confidence head give their largest probabilities instead.
+        rule: by which drafts above temperature 0 are accepted, of `core.RULES`.
 
     Attributes:
         late: rows that had waited for the present step's draft.
@@ -51,9 +52,10 @@ class Runner:
         draft_len: int = 0,
         seed: int = 0,
         peaks: bool = False,
+        rule: str = DEFAULT_RULE,
     ) -> None:
         self.target, self.drafter = target, drafter if draft_len else None
-        self.draft_len, self.seed = draft_len, seed
+        self.draft_len, self.seed, self._rule = draft_len, seed, rule
         self._cache = target.new_cache(slots, max_len)
         self._tap_ids: Sequence[int] = ()
         self._d2t: Tensor | None = None
@@ -185,6 +187,7 @@ class Runner:
             self._uniform(requests, Use.RESIDUAL)[:, 0],
             self._d2t,
             self.on_verdict,
+            self._rule,
         )
 
     def _choose(self, requests: list[Request], logits_RV: Tensor, use: Use) -> list[int]:

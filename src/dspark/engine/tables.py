@@ -61,17 +61,41 @@ def default_path(key: CostKey) -> Path:
     return cache_dir() / "cost" / f"{name}.json"
 
 
-def calibration_of(drafter: Drafter) -> CalibrationTable | None:
-    """The calibration table beside a drafter; None without one.
+def calibration_of(drafter: Drafter, rule: str) -> CalibrationTable | None:
+    """The calibration table beside a drafter, as it serves under a rule; None without one.
+
+    Entries fitted under the other rule stand in where there are none of this one, with a line in
+    the log: they tell how drafts rank, and are off by how much more one rule accepts.
+
+    Args:
+        rule: by which drafts above temperature 0 are accepted.
 
     Raises:
         DataError, IncompatibleDrafterError: see `load_calibration`.
     """
-    return None if drafter.folder is None else load_calibration(drafter.folder, drafter.sha256)
+    if drafter.folder is None:
+        return None
+    found = load_calibration(drafter.folder, drafter.sha256)
+    if found is None:
+        return None
+    table, others = found.under(rule)
+    if others:
+        _log.info(
+            "calibrated for verification %s at temperature %s, which stands in for %s; "
+            "`dspark calibrate --verification %s` fits it",
+            others[0].verification,
+            ", ".join(f"{entry.temperature:g}" for entry in others),
+            rule,
+            rule,
+        )
+    return table
 
 
-def load_tables(policy: str, target: Target, drafter: Drafter) -> PolicyTables:
+def load_tables(policy: str, target: Target, drafter: Drafter, rule: str) -> PolicyTables:
     """The tables of this machine and drafter, for a policy that measures nothing itself.
+
+    Args:
+        rule: by which drafts above temperature 0 are accepted.
 
     Raises:
         ConfigError: nobody measured this machine with these models.
@@ -85,10 +109,10 @@ def load_tables(policy: str, target: Target, drafter: Drafter) -> PolicyTables:
             found=f"no cost table for {key.target} in {key.dtype} on {key.threads} threads",
             fix="Measure it with `dspark profile` and the same options",
         )
-    return PolicyTables(CostTable.load(path, key), calibration_of(drafter))
+    return PolicyTables(CostTable.load(path, key), calibration_of(drafter, rule))
 
 
-def find_or_measure(runner: Runner, users: int, max_len: int) -> PolicyTables | None:
+def find_or_measure(runner: Runner, users: int, max_len: int, rule: str) -> PolicyTables | None:
     """The tables of this machine and drafter; what is missing of the cost is measured and kept.
 
     What cannot be read or written is passed over with a warning of one line.
@@ -97,6 +121,7 @@ def find_or_measure(runner: Runner, users: int, max_len: int) -> PolicyTables | 
         runner: an engine's, with a drafter, before its first request.
         users: requests at a time, at most the runner's slots.
         max_len: positions of the runner's caches.
+        rule: by which drafts above temperature 0 are accepted.
 
     Returns:
         None where the caches have no room for drafts, or the models cannot be measured.
@@ -120,7 +145,7 @@ def find_or_measure(runner: Runner, users: int, max_len: int) -> PolicyTables | 
                 _keep(table, path)
     if table is None:
         return None
-    return PolicyTables(table, _or_none(lambda: calibration_of(drafter)))
+    return PolicyTables(table, _or_none(lambda: calibration_of(drafter, rule)))
 
 
 def _keep(table: CostTable, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dspark.core import FinishReason, Request, SamplingParams
+from dspark.core import DEFAULT_RULE, FinishReason, Request, SamplingParams
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
 from dspark.evaluation.answers import difference
@@ -65,12 +65,14 @@ def run(
     plan: Plan,
     *,
     seed: int = 0,
+    verification: str = DEFAULT_RULE,
     pace: Pace | None = None,
 ) -> dict[str, Any]:
     """All three checks, as far as there is time.
 
     Args:
         policy: by default whole blocks.
+        verification: the rule by which drafts above temperature 0 are accepted.
         pace: how long they may take, and who is told how far they are.
 
     Returns:
@@ -81,7 +83,13 @@ def run(
     room = min(longest + drafter.config.block_size, target.max_positions)
     chosen = policy or f"fixed:{drafter.config.block_size}"
     build = lambda d, s=plan.slots: Engine(  # noqa: E731
-        target, d, chosen if d is not None else "off", s, room, seed
+        target,
+        d,
+        chosen if d is not None else "off",
+        s,
+        room,
+        seed,
+        verification=verification,
     )
     drafted = build(drafter)
     pace.begin("greedy text", len(plan.prompts), GREEDY_SHARE)
@@ -95,6 +103,7 @@ def run(
         "target": target.name,
         "drafter": drafter.config.kind,
         "policy": drafted.policy.name,
+        "verification": verification,
         "dtype": target.precision,
         "against": _against(target),
         "verdict": "lossy"

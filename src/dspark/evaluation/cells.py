@@ -15,7 +15,7 @@ import torch
 
 from dspark import __version__
 from dspark.artifacts import sha256_file
-from dspark.core import SamplingParams
+from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
@@ -45,6 +45,7 @@ class Settings:
         slots: requests answered at the same time.
         policy: verify lengths; None for each drafter's whole block.
         thresholds: confidence limits, each adding a cell with the policy threshold:P.
+        verification: the rule by which drafts above temperature 0 are accepted.
     """
 
     temperatures: tuple[float, ...] = (0.0,)
@@ -55,6 +56,7 @@ class Settings:
     slots: int = 16
     policy: str | None = None
     thresholds: tuple[float, ...] = ()
+    verification: str = DEFAULT_RULE
 
     def __post_init__(self) -> None:
         for temperature in self.temperatures:
@@ -139,11 +141,12 @@ def load_contender(
     label: str | None = None,
     policy: str | None = None,
     slots: int = 1,
+    verification: str = DEFAULT_RULE,
 ) -> Contender:
     """A drafter ready to be judged; without a label its kind is its name.
 
     Args:
-        policy, slots: whose tables to find, or to measure where nobody did.
+        policy, slots, verification: whose tables to find, or to measure where nobody did.
 
     Raises:
         CheckpointError, IncompatibleDrafterError: see `load_drafter`.
@@ -160,17 +163,20 @@ def load_contender(
         sum(weight.numel() for weight in bare.parameters()),
         {name: sha256_file(folder / name) for name in files if (folder / name).exists()},
         _training(folder),
-        _tables(policy, target, drafter, slots),
+        _tables(policy, target, drafter, slots, verification),
     )
 
 
 def _tables(
-    policy: str | None, target: Target, drafter: Drafter, slots: int
+    policy: str | None, target: Target, drafter: Drafter, slots: int, verification: str
 ) -> PolicyTables | None:
     """What an adaptive policy knows; an engine of its own finds it."""
     if policy not in ADAPTIVE:
         return None
-    own = Engine(target, drafter, policy, slots, max_len=MEASURING_LEN).policy
+    engine = Engine(
+        target, drafter, policy, slots, max_len=MEASURING_LEN, verification=verification
+    )
+    own = engine.policy
     return own.tables if isinstance(own, Adaptive) else None
 
 
@@ -272,6 +278,7 @@ def shared_fields(target: Target, settings: Settings) -> dict[str, Any]:
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
         "slots": settings.slots,
+        "verification": settings.verification,
     }
 
 

@@ -17,7 +17,7 @@ import torch
 
 from dspark import native
 from dspark.artifacts import cpu_model
-from dspark.core import Request, SamplingParams, StepOutput
+from dspark.core import DEFAULT_RULE, Request, SamplingParams, StepOutput
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompt_rows import all_prompt_ids
 from dspark.data.prompts import Prompt
@@ -57,6 +57,7 @@ def run(
     *,
     seconds: float | None = None,
     policy: str | None = None,
+    verification: str = DEFAULT_RULE,
     compare: Any = None,
     show: Show = lambda way, prompt, output: None,
     clock: Callable[[], float] = time.monotonic,
@@ -82,7 +83,7 @@ def run(
     room = min(max(map(len, encoded)) + params.max_new_tokens, target.max_positions)
     engines = {
         "plain": Engine(target, None, slots=1, max_len=room),
-        "dspark": Engine(target, drafter, policy, slots=1, max_len=room),
+        "dspark": Engine(target, drafter, policy, slots=1, max_len=room, verification=verification),
     }
     _warm_up(engines, encoded[0], params, compare, target)
     answered: list[Prompt] = []

@@ -137,7 +137,7 @@ def answer(
     longest = max(len(question.prompt_ids) for question in questions)
     room = longest + settings.max_new_tokens + drafter.config.block_size
     slots = min(settings.slots, len(questions))
-    engine = Engine(target, drafter, cell.policy, slots, room)
+    engine = Engine(target, drafter, cell.policy, slots, room, verification=settings.verification)
     sampled = cell.temperature > 0
     params = [settings.params(cell.temperature, q.seed if sampled else None) for q in questions]
     # First calls pay for memory and kernel choice; they are not anyone's speed.

@@ -60,7 +60,7 @@ def verify(
     ids_RK = draft_ids_RK.masked_fill(~judged_RK, 0)
 
     target_RK = target_probs_RKV[:, :K].gather(2, ids_RK[..., None])[..., 0].double()
-    draft_RK = _draft_probability(draft_probs_RKV, ids_RK, d2t, target_probs_RKV.shape[2])
+    draft_RK = drafted_probability(draft_probs_RKV, ids_RK, d2t, target_probs_RKV.shape[2])
     accept_u_RK = torch.as_tensor(accept_u_RK, dtype=torch.float64, device=device)
     # Strict, and without dividing: a token the target rules out is never kept, not even at u = 0.
     kept_RK = judged_RK & (accept_u_RK * draft_RK < target_RK)
@@ -70,7 +70,7 @@ def verify(
     rejected = (accepted_R < verify_len_R).nonzero()[:, 0]
     if rejected.numel():
         draft_SV = draft_probs_RKV[rejected, accepted_R[rejected]]
-        final_RV[rejected] = _residual(final_RV[rejected], draft_SV, d2t)
+        final_RV[rejected] = residual(final_RV[rejected], draft_SV, d2t)
     return Verdict(accepted_R.tolist(), draw(final_RV, final_u_R).tolist())
 
 
@@ -108,7 +108,7 @@ def overlap(target_probs_RKV: Tensor, draft_probs_RKV: Tensor, d2t: Tensor | Non
     return torch.minimum(same_RKV, draft_probs_RKV).sum(-1)
 
 
-def _draft_probability(
+def drafted_probability(
     draft_probs_RKV: Tensor, ids_RK: Tensor, d2t: Tensor | None, V: int
 ) -> Tensor:
     """p_d of the target ids `ids_RK`, zero outside the draft vocabulary; float64 [R, K]."""
@@ -121,15 +121,18 @@ def _draft_probability(
     return probs_RK.double().masked_fill(draft_ids_RK < 0, 0.0)
 
 
-def _residual(target_SV: Tensor, draft_SV: Tensor, d2t: Tensor | None) -> Tensor:
+def residual(target_SV: Tensor, draft_SV: Tensor, d2t: Tensor | None) -> Tensor:
     """max(p_t - p_d, 0) for the rejected requests (S of them), not normalised.
 
     Without any mass left (equal distributions, where only rounding can reject) it is p_t.
+
+    Args:
+        target_SV, draft_SV: [S, V] of the target, [S, Vd] of the draft vocabulary.
     """
     if d2t is None:
-        residual_SV = target_SV - draft_SV
+        left_SV = target_SV - draft_SV
     else:
-        residual_SV = target_SV.index_add(1, d2t, draft_SV, alpha=-1)
-    residual_SV.clamp_(min=0)
-    empty_S1 = residual_SV.amax(dim=1, keepdim=True) <= 0
-    return torch.where(empty_S1, target_SV, residual_SV)
+        left_SV = target_SV.index_add(1, d2t, draft_SV, alpha=-1)
+    left_SV.clamp_(min=0)
+    empty_S1 = left_SV.amax(dim=1, keepdim=True) <= 0
+    return torch.where(empty_S1, target_SV, left_SV)

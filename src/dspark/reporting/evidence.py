@@ -35,6 +35,7 @@ COMMANDS = {
     "weights": "dspark bench weights --data HELDOUT.jsonl --drafter dspark "
     "--json results/weights.json",
     "serve_overhead": "dspark bench serve --json results/serve_overhead.json",
+    "start": "dspark bench start --json results/start.json",
     "audit": "dspark audit --policy fixed:5 --json results/audit.json",
     "soak": "make soak",
     "train_log": "dspark train --config RECIPE.toml",

@@ -36,6 +36,7 @@ from dspark.reporting.system_records import (
     SoakFuzz,
     SoakKills,
     SoakServer,
+    Start,
     TrainProfile,
     Weights,
 )
@@ -52,6 +53,7 @@ SCHEMAS: dict[str, type[Record]] = {
     "dspark.peers/1": Peers,
     "dspark.cost/1": Cost,
     "dspark.floor/1": Floor,
+    "dspark.start/1": Start,
     "dspark.kernels/1": Kernels,
     "dspark.weights/1": Weights,
     "dspark.audit/1": Audit,

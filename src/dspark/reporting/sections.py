@@ -51,6 +51,7 @@ def sections(evidence: Evidence) -> list[Section]:
         Section("Peers", _peers(evidence)),
         Section("Cost of a step", system.costs(evidence.results)),
         Section("Memory floor", system.floors(evidence.results)),
+        Section("Starts", system.starts(evidence.results)),
         Section("Kernels", system.kernels(evidence.results)),
         Section("Weights of eight bits", system.weights(evidence.results)),
         Section("Cost of HTTP", system.overheads(evidence.results)),

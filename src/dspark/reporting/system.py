@@ -22,6 +22,7 @@ from dspark.reporting.system_records import (
     SoakFuzz,
     SoakKills,
     SoakServer,
+    Start,
     TrainProfile,
     Weights,
 )
@@ -161,6 +162,23 @@ def overheads(results: Results) -> list[Block]:
     if not rows:
         return [Missing("No cost of HTTP was measured.", COMMANDS["serve_overhead"])]
     return [Table("The engine alone and behind HTTP", head, rows, names=5)]
+
+
+def starts(results: Results) -> list[Block]:
+    """Seconds until fresh processes are of use."""
+    rows = []
+    for file, record in results.of(Start):
+        names = [*_origin(results, file), record.target, record.drafter, record.dtype]
+        for row in record.rows:
+            span = (min(row.seconds), max(row.seconds))
+            took = Cell(number(row.median_s), interval(span))
+            figures = [number(row.first_s)]
+            rows.append([*texts([*names, record.weights, row.way, row.what, *figures]), took])
+    if not rows:
+        return [Missing("No start was timed.", COMMANDS["start"])]
+    head = ["file", "machine", "target", "drafter", "dtype", "weights", "start", "until"]
+    head += ["first run, s", "median, s, and range"]
+    return [Table("Starts of fresh processes", head, rows, names=8)]
 
 
 def audits(results: Results) -> list[Block]:

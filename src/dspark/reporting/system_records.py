@@ -134,6 +134,30 @@ class Kernels(Record):
     summary: list[Asked]
 
 
+# ------------------------------------------------------------------------------ dspark.start/1
+
+
+class Started(Record):
+    """One kind of start: the run that fills caches, and those that count."""
+
+    way: str
+    what: str
+    first_s: Number
+    seconds: Annotated[list[Number], Field(min_length=1)]
+    median_s: Number
+
+
+class Start(Record):
+    """Schema dspark.start/1."""
+
+    target: str
+    drafter: str
+    dtype: str
+    weights: str
+    times: int
+    rows: Annotated[list[Started], Field(min_length=1)]
+
+
 # ------------------------------------------------------------------------------ dspark.audit/1
 
 

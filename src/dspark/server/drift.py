@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from dspark.core import RoundRecord, SamplingParams
+from dspark.core import DEFAULT_RULE, RoundRecord, SamplingParams
 from dspark.engine.survival import nearest_entry
 from dspark.maths.reliability import Bools, Floats, ece
 from dspark.maths.temperature_scaling import sequential_temperature_scaling
@@ -87,10 +87,11 @@ class Drift:
     Args:
         block_size: γ.
         window: rounds.
+        rule: by which drafts above temperature 0 are accepted.
     """
 
-    def __init__(self, block_size: int, window: int) -> None:
-        self._size, self.window = block_size, window
+    def __init__(self, block_size: int, window: int, rule: str = DEFAULT_RULE) -> None:
+        self._size, self.window, self._rule = block_size, window, rule
         self._rounds: deque[_Round] = deque(maxlen=window)
         self._lock = threading.Lock()
         self.seen = 0
@@ -131,7 +132,7 @@ class Drift:
         mine = [r for r in rounds if r.key == key]
         fitted, judged = mine[::2], mine[1::2]
         old = nearest_entry(table, key)
-        entry = _fit(fitted, key, old, self._size)
+        entry = replace(_fit(fitted, key, old, self._size), verification=self._rule)
         before = _compare(judged, self._size, lambda _: old).mean_ece
         after = _compare(judged, self._size, lambda _: entry).mean_ece
         return Refit(entry, before, after) if after < before else None

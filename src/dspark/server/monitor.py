@@ -48,7 +48,11 @@ class Monitor:
             )
         drafter = engine.drafter
         sure = drafter is not None and drafter.config.confidence_head and engine.policy.draft_len
-        self._drift = Drift(engine.policy.draft_len, settings.drift_window) if sure else None
+        self._drift = (
+            Drift(engine.policy.draft_len, settings.drift_window, engine.verification)
+            if sure
+            else None
+        )
         self._next_check = settings.drift_window
         self._last = replace(engine.stats)
         self._capacity, self._cache_use = 0, 0.0
@@ -100,7 +104,7 @@ class Monitor:
             return
         assert self._policy is not None
         table = self._table or CalibrationTable("", "", self._policy.draft_len, "")
-        self._table = table.with_entry(refit.entry)
+        self._table, _ = table.with_entry(refit.entry).under(self._engine.verification)
         self._policy.use_calibration(self._table)
         self.metrics.recalibrated()
         _log.warning(

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dspark.artifacts import read_artifact, write_artifact
 from dspark.artifacts.values import number, whole_number
+from dspark.core import DEFAULT_RULE, RULES, TOKEN
 from dspark.errors import ConfigError, DataError, IncompatibleDrafterError
 
 SCHEMA = "dspark.calibration/1"
@@ -47,6 +48,8 @@ class CalibrationEntry:
         metrics: how it did on rounds kept out of fitting; for people.
         confidence: SHA-256 of the informed confidence head it was fitted with, "" for the
             linear head, which also speaks for greedy drafts.
+        verification: the rule of `core.RULES` that its drafts were accepted by; "" at temperature
+            0, where all rules are one.
     """
 
     temperature: float
@@ -59,11 +62,21 @@ class CalibrationEntry:
     max_new_tokens: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     confidence: str = ""
+    verification: str = DEFAULT_RULE
+
+    def __post_init__(self) -> None:
+        if not self.temperature:
+            object.__setattr__(self, "verification", "")
 
     @property
     def key(self) -> Key:
-        """What entries of a table are told apart by."""
+        """The way of sampling."""
         return _key(self.temperature, self.top_p, self.top_k)
+
+    @property
+    def name(self) -> tuple[Key, str]:
+        """What entries of a table are told apart by."""
+        return self.key, self.verification
 
     def calibrated(self, confidence_RK: ArrayLike) -> NDArray[np.float64]:
         """Calibrated c_k = σ(z_k / T_k), the same shape; K may be less than γ."""
@@ -99,7 +112,7 @@ class CalibrationTable:
         kind: the drafter's, such as "dspark".
         block_size: γ.
         target: name of the target the rounds were made with.
-        entries: with distinct keys.
+        entries: with distinct names.
     """
 
     sha256: str
@@ -156,27 +169,45 @@ class CalibrationTable:
         content = {"drafter": drafter, "target": self.target, "entries": entries}
         write_artifact(path, SCHEMA, content, provenance)
 
-    def entry(self, temperature: float, top_p: float = 1.0, top_k: int = 0) -> CalibrationEntry:
-        """The entry for one way of sampling.
+    def entry(
+        self,
+        temperature: float,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        verification: str = DEFAULT_RULE,
+    ) -> CalibrationEntry:
+        """The entry for one way of sampling under one rule.
 
         Raises:
             ConfigError: there is none; the message names those there are.
         """
         key = _key(temperature, top_p, top_k)
+        name = (key, verification if temperature else "")
         for entry in self.entries:
-            if entry.key == key:
+            if entry.name == name:
                 return entry
         raise ConfigError(
-            f"The drafter is not calibrated for {_worded(key)}",
-            found="; ".join(_worded(entry.key) for entry in self.entries) or "no entry",
+            f"The drafter is not calibrated for {_named(*name)}",
+            found="; ".join(_named(*entry.name) for entry in self.entries) or "no entry",
             fix="Run `dspark calibrate` with these options",
         )
 
+    def under(self, rule: str) -> tuple[CalibrationTable, list[CalibrationEntry]]:
+        """This table as it serves under a rule: one entry for each way of sampling.
+
+        Returns:
+            The table, and those of its entries that were fitted under another rule and stand in.
+        """
+        own = [entry for entry in self.entries if entry.verification in ("", rule)]
+        known = {entry.key for entry in own}
+        others = [entry for entry in self.entries if entry.key not in known]
+        return replace(self, entries=tuple(sorted([*own, *others], key=lambda e: e.key))), others
+
     def with_entry(self, entry: CalibrationEntry) -> CalibrationTable:
-        """This table with an entry added, or put in the place of the one with the same key."""
+        """This table with an entry added, or put in the place of the one with the same name."""
         assert len(entry.temperatures) == len(entry.mean_survival) == self.block_size
-        others = [old for old in self.entries if old.key != entry.key]
-        return replace(self, entries=tuple(sorted([*others, entry], key=lambda e: e.key)))
+        others = [old for old in self.entries if old.name != entry.name]
+        return replace(self, entries=tuple(sorted([*others, entry], key=lambda e: e.name)))
 
     def greedy_only(self) -> CalibrationTable:
         """This table without the entries that depend on an informed confidence head."""
@@ -192,6 +223,10 @@ def _worded(key: Key) -> str:
     return f"temperature {temperature:g}, top_p {top_p:g}, top_k {top_k}"
 
 
+def _named(key: Key, verification: str) -> str:
+    return _worded(key) + (f", verification {verification}" if verification else "")
+
+
 def _parse(content: dict[str, Any]) -> CalibrationTable:
     """A table from a file's content; KeyError, TypeError or ValueError where it is damaged."""
     drafter = content["drafter"]
@@ -199,8 +234,8 @@ def _parse(content: dict[str, Any]) -> CalibrationTable:
     if not isinstance(drafter["sha256"], str):
         raise ValueError(f"sha256 is {drafter['sha256']!r}, no text")
     entries = tuple(_parse_entry(row, size) for row in content["entries"])
-    if len({entry.key for entry in entries}) < len(entries):
-        raise ValueError("two entries are for the same way of sampling")
+    if len({entry.name for entry in entries}) < len(entries):
+        raise ValueError("two entries are for the same way of sampling and the same verification")
     return CalibrationTable(
         drafter["sha256"], str(drafter["kind"]), size, str(content["target"]), entries
     )
@@ -218,7 +253,10 @@ def _parse_entry(row: dict[str, Any], size: int) -> CalibrationEntry:
         max_new_tokens=whole_number(row["max_new_tokens"], "max_new_tokens"),
         metrics=dict(row["metrics"]),
         confidence=str(row.get("confidence", "")),
+        verification=str(row.get("verification", TOKEN)),
     )
+    if entry.temperature and entry.verification not in RULES:
+        raise ValueError(f"there is no verification {entry.verification!r}")
     if len(entry.temperatures) != size or len(entry.mean_survival) != size:
         lengths = f"{len(entry.temperatures)} temperatures, {len(entry.mean_survival)} survivals"
         raise ValueError(f"{lengths} for a block of {size}")
