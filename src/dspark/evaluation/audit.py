@@ -23,12 +23,14 @@ from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
 from dspark.evaluation.answers import difference
 from dspark.evaluation.excess import ALPHA, Excess, Watch
-from dspark.evaluation.pace import Pace
+from dspark.evaluation.pace import Pace, share
 from dspark.models.drafter import Drafter
 from dspark.models.target import Target
 from dspark.models.weights import SAME
 
 __all__ = ["SCHEMA", "Excess", "Pace", "Plan", "Watch", "run"]
+
+Pairs = Sequence[tuple[Request, Request]]
 
 SCHEMA = "dspark.audit/1"
 # Two best logits closer than this may change places by rounding alone: an absolute gap in float32,
@@ -145,7 +147,7 @@ def _greedy(
         difference(target, str(i), *pair) for i, pair in enumerate(pairs) if not _alike(*pair)
     ]
     beyond = [d for d in parted if d["logit_gap"] > _excused(target, d["best_logit"])]
-    whole = sum(_is_whole(a) and _is_whole(b) for a, b in pairs)
+    whole = _count_whole(pairs)
     return {
         "check": "greedy",
         "outcome": _outcome(bool(beyond), _drafted(found) and whole == len(plan.prompts)),
@@ -155,7 +157,7 @@ def _greedy(
         "largest_gap": max((d["logit_gap"] for d in parted), default=0.0),
         "beyond_rounding": len(beyond),
         "accepted_length": _rounded(accepted_length(found)),
-        "needs": _needs_texts(pace, whole, len(plan.prompts), _drafted(found)),
+        "needs": _needs_texts(pace, pairs, len(plan.prompts), _drafted(found)),
     }
 
 
@@ -207,7 +209,7 @@ def _seeds(
     pace.run(engine, mixed, done=len(alone) / 2, weight=0.25)
     pairs = [pair for pair in zip(alone, together, strict=True) if all(map(_said, pair))]
     same = sum(_alike(*pair) for pair in pairs)
-    whole = sum(_is_whole(a) and _is_whole(b) for a, b in pairs)
+    whole = _count_whole(pairs)
     exact = target.dtype == torch.float32
     decided = _drafted(alone) and whole == len(plan.prompts)
     return {
@@ -216,7 +218,7 @@ def _seeds(
         "requests": len(pairs),
         "planned": len(plan.prompts),
         "identical": round(same / len(pairs), 4) if pairs else None,
-        "needs": _needs_texts(pace, whole, len(plan.prompts), _drafted(alone)),
+        "needs": _needs_texts(pace, pairs, len(plan.prompts), _drafted(alone)),
     }
 
 
@@ -237,10 +239,15 @@ def _alike(one: Request, other: Request) -> bool:
     return a[:length] == b[:length]
 
 
-def _needs_texts(pace: Pace, whole: int, planned: int, drafted: bool) -> str | None:
+def _count_whole(pairs: Pairs) -> int:
+    return sum(_is_whole(a) and _is_whole(b) for a, b in pairs)
+
+
+def _needs_texts(pace: Pace, pairs: Pairs, planned: int, drafted: bool) -> str | None:
     """What a check of whole texts would take to decide; None where it did."""
-    if whole < planned:
-        return f"{planned - whole} more texts, {pace.estimate(whole, planned - whole)}"
+    done = sum(min(share(a), share(b)) for a, b in pairs)
+    if (whole := _count_whole(pairs)) < planned:
+        return f"{planned - whole} more whole texts, {pace.estimate(done, planned - done)}"
     return None if drafted else "draft tokens that are verified: another --policy, or longer texts"
 
 
@@ -259,8 +266,8 @@ def _needs_tokens(pace: Pace, total: Excess, plan: Plan, requests: Sequence[Requ
 
 def _excused(target: Target, best_logit: float) -> float:
     """Largest gap between two best logits that rounding explains."""
-    share = ROUNDING.get(target.dtype_name)
-    return EXACT_GAP if share is None else share * max(abs(best_logit), 1.0)
+    ratio = ROUNDING.get(target.dtype_name)
+    return EXACT_GAP if ratio is None else ratio * max(abs(best_logit), 1.0)
 
 
 def _drafted(requests: Sequence[Request]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from dspark.core import Request
+from dspark.core import FinishReason, Request
 from dspark.engine.engine import Engine
 
 OnProgress = Callable[[str, float, int], None]
@@ -91,7 +91,7 @@ class Pace:
                     break
                 engine.step()
                 self._on_progress(
-                    self._part, done + weight * sum(map(_share, requests)), self._planned
+                    self._part, done + weight * sum(map(share, requests)), self._planned
                 )
         finally:
             for request in requests:
@@ -109,7 +109,8 @@ class Pace:
         return self._stopped() or (end is not None and perf_counter() >= end)
 
 
-def _share(request: Request) -> float:
-    if request.finish is not None:
+def share(request: Request) -> float:
+    """How much of the longest answer that it may give a request has said; 1 at its end."""
+    if request.finish not in (None, FinishReason.CANCELLED):
         return 1.0
     return len(request.output_ids) / max(request.params.max_new_tokens, 1)

@@ -207,6 +207,22 @@ def read_run(name: str, folder: Path) -> Run:
     )
 
 
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe that a drafter in this folder was trained by.
+
+    Raises:
+        DataError: its provenance is missing, damaged, or says nothing of it.
+    """
+    path = folder / PROVENANCE
+    if not path.is_file():
+        raise DataError(
+            f"{folder} does not say which answers its training held out",
+            found=f"no {PROVENANCE}",
+            fix="Give answers that it was not trained on, with --whole",
+        )
+    return _checked(Recipe, _read(path, Origin).config, path, "config.")
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """Those of a run's files that are there, by their names below it."""
     is_run = (folder / "drafter" / PROVENANCE).is_file()

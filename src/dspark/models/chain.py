@@ -11,7 +11,7 @@ the target's feature, H heads, P head_dim.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -154,6 +154,12 @@ class ChainDrafter(Drafter):
         valid_QK = batch.label_valid_AK
         no_head = (None, None, None)  # features, W_2, confidence
         return draft_loss(hidden_QKD, *no_head, teacher, labels_QK, valid_QK, weights, totals)
+
+    def logits_along(self, batch: PositionBatch, rows: int) -> Iterator[Tensor]:
+        """Logits [≤ rows, K, V] of the batch's chains along the true text, in order, float32."""
+        hidden_QKD = self.norm(self.chain_outputs(batch))
+        for part_NKD in hidden_QKD.split(rows):
+            yield self.shared.logits(part_NKD).float()
 
     # ---- inference --------------------------------------------------------------------------
 

@@ -111,7 +111,9 @@ def _best(ms: dict[str, tuple[float, ...]], spec: TargetSpec, dtype: str) -> Cho
         if dtype not in ("auto", own) or forced not in (None, level):
             continue
         # Shares count and not milliseconds: none of the three is worth more than another.
-        rows.append((prod(times) * (BETWEEN ** len(ROWS) if level == native.TORCH else 1), level, own))
+        rows.append(
+            (prod(times) * (BETWEEN ** len(ROWS) if level == native.TORCH else 1), level, own)
+        )
     _, level, chosen = min(rows)
     asked = [f"{SWITCH}={native.forced()}"] if native.forced() else []
     asked += [f"{dtype} as asked"] if dtype != "auto" else []

@@ -6,7 +6,7 @@ rank, V draft vocabulary, C clues.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +20,7 @@ from dspark.errors import ConfigError
 from dspark.maths.candidates import best, spread
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals, Teacher
 from dspark.maths.sampling import choose, largest, largest_share, slot_peaks
+from dspark.models.along_text import block_logits
 from dspark.models.anchor_batch import AnchorBatch
 from dspark.models.attention import CachedAttention
 from dspark.models.backbone import ParallelBackbone
@@ -165,6 +166,13 @@ class DSparkDrafter(Drafter):
         )
         weights, count = self.loss_weights(weights), self.config.candidates
         return block_loss(out, truth, self.markov_head, count, self.to_target_ids, weights, totals)
+
+    def logits_along(self, batch: AnchorBatch, rows: int) -> Iterator[Tensor]:
+        """Logits [≤ rows, K, V] of the batch's blocks along the true text, in order, float32."""
+        out = self.block_outputs(
+            batch.taps_TM, batch.lengths, batch.anchors, batch.anchor_ids_A, batch.labels_AK
+        )
+        return block_logits(out, self.shared, self.markov_head, self.config.candidates, rows)
 
     # ---- inference ------------------------------------------------------------------------
 
