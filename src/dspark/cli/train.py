@@ -26,6 +26,13 @@ def command(
         list[str] | None,
         typer.Option("--set", help="Override a key of the recipe, as section.key=value."),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Go on from this drafter's weights: shipped name, drafter's folder or run's.",
+        ),
+    ] = None,
     bad_rows: Annotated[
         str | None,
         typer.Option(
@@ -48,6 +55,8 @@ def command(
     """Train a drafter on answers of its own target; run again to resume.
 
     Ctrl-C saves the state first. Logs, checkpoints and the drafter lie in the recipe's `out`.
+    With --from it begins with a finished drafter's weights, and what the recipe asks for beyond
+    them (layers, another head, ranks) adds nothing at first. Resumed, it goes on from its own.
     Under `accelerate launch` or `torchrun`, processes share the sequences of each step.
 
     Examples:
@@ -57,9 +66,12 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set run.minutes=10 \\
             --set out=runs/short
 
+        dspark train --config configs/smollm2-135m-dspark.toml --from dspark --set out=runs/more
+
         dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
+    chosen += [] if from_ is None else [f"drafter.start={json.dumps(from_)}"]
     loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
     check_recipe(loaded)
     from dspark.models.registry import drafter_class
