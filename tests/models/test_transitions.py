@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark import native
+from dspark.models import transitions as module
 from dspark.models.heads import MarkovHead
 from dspark.models.transitions import Transitions
 
@@ -32,6 +33,37 @@ def test_the_heads_own_biases(kept: int, calls: list[list[int]]) -> None:
         asked = torch.tensor(ids)
         torch.testing.assert_close(transitions.after(asked), made.bias(made.previous(asked)))
     assert len(transitions.kept) == kept
+
+
+@given(
+    kept=st.integers(1, V),
+    first=st.integers(0, V),
+    along=st.integers(0, 5),
+    calls=st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=6), max_size=30),
+)
+def test_rows_worked_out_bit_by_bit_are_the_heads_own(
+    kept: int, first: int, along: int, calls: list[list[int]]
+) -> None:
+    made = head()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FIRST", first)
+        patch.setattr(module, "_ALONG", along)
+        transitions = Transitions(made, kept_bytes=kept * ROW)
+        assert transitions.kept == set(range(min(first, kept)))
+        for ids in calls:
+            before, asked = transitions.kept, torch.tensor(ids)
+            torch.testing.assert_close(transitions.after(asked), made.bias(made.previous(asked)))
+            assert len(before) <= len(transitions.kept) <= kept
+
+
+def test_every_place_is_filled_along_with_what_is_missing() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_FIRST", 2)
+        patch.setattr(module, "_ALONG", 3)
+        transitions = Transitions(head(), kept_bytes=9 * ROW)
+        for token in (20, 21, 22):
+            transitions.after(torch.tensor([token]))
+    assert transitions.kept == {0, 1, 2, 3, 4, 5, 20, 21, 22}
 
 
 def test_a_kept_row_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:

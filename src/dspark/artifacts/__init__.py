@@ -12,14 +12,16 @@ from dspark.artifacts.documents import (
     sha256_file,
     write_artifact,
 )
-from dspark.artifacts.folders import cache_dir, data_dir, find_data
+from dspark.artifacts.folders import cache_dir, data_dir, expanded, find_data
 from dspark.artifacts.jsonl import append_jsonl, read_jsonl, repair_jsonl
+from dspark.artifacts.locks import hold
 from dspark.artifacts.writing import (
     atomic_folder,
     atomic_write_bytes,
     atomic_write_json,
     atomic_write_parts,
     atomic_write_text,
+    is_device,
     recover_folder,
     write_error,
 )
@@ -36,7 +38,10 @@ __all__ = [
     "cpu_count",
     "cpu_model",
     "data_dir",
+    "expanded",
     "find_data",
+    "hold",
+    "is_device",
     "provenance",
     "read_artifact",
     "read_jsonl",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dspark import __version__
-from dspark.artifacts.folders import cache_dir, data_dir
+from dspark.artifacts.folders import cache_dir, data_dir, expanded
+from dspark.artifacts.locks import is_lock
 from dspark.artifacts.writing import atomic_write_json
 from dspark.errors import DataError
 
@@ -76,7 +77,7 @@ def _portable(argument: str) -> str:
     if value.startswith("["):  # a list of files, as in --set data.responses=["a", "b"]
         shorten = lambda quoted: f'"{_portable(quoted[1])}"'  # noqa: E731
         return f"{option}{equals}{re.sub(QUOTED_PATH, shorten, value)}"
-    path = Path(value).expanduser()
+    path = expanded(value)
     if not path.is_absolute():
         return argument
     for label, base in (
@@ -123,7 +124,9 @@ def _version(package: str) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file() and not is_lock(file))
 
 
 def _arguments() -> list[str]:

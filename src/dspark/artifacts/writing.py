@@ -7,11 +7,13 @@ it, so a kill or a full disk leaves the old file as it was.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import math
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -71,10 +73,20 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def is_device(path: Path) -> bool:
+    """Whether a path leads to what takes bytes and keeps no name: a terminal, a pipe, /dev/null."""
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return False
+
+
 def atomic_write_bytes(
     path: str | Path, content: bytes, *, error: type[DSparkError] = DataError
 ) -> None:
     """Writes `content` to `path`, making missing folders; on failure the old file stays.
+
+    A symbolic link stays one: the file that it leads to is replaced. A device gets the bytes.
 
     Raises:
         error: the folder cannot be written to, or the disk is full.
@@ -90,6 +102,9 @@ def atomic_write_parts(
 ) -> None:
     """Like `atomic_write_bytes`, for content in parts that are never held together."""
     path = Path(path)
+    if is_device(path):
+        return _write_through(path, parts, error)
+    path = Path(os.path.realpath(path))
     stage = _neighbour(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +120,19 @@ def atomic_write_parts(
         with suppress(OSError):
             stage.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _write_through(
+    path: Path, parts: Iterable[bytes | memoryview], error: type[DSparkError]
+) -> None:
+    try:
+        with path.open("wb", buffering=0) as file:
+            for part in parts:
+                left = memoryview(part).cast("B")
+                while left:
+                    left = left[file.write(left) :]
+    except OSError as exc:
+        raise write_error(path, exc, error) from exc
 
 
 def atomic_write_text(path: str | Path, text: str, *, error: type[DSparkError] = DataError) -> None:
@@ -146,10 +174,10 @@ def recover_folder(path: str | Path, stale_s: float = 600) -> None:
     folders of processes that are gone are removed once they are `stale_s` seconds old (the age
     guards the rare case of a process on another machine that shares the disk).
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if not path.parent.is_dir():
         return
-    for rest in path.parent.glob(f".{path.name}.*.*.*"):
+    for rest in path.parent.glob(f".{glob.escape(path.name)}.*.*.*"):
         with suppress(OSError, ValueError):
             pid, ending = int(rest.suffixes[-3][1:]), rest.suffix
             if ending not in (".tmp", ".old") or (os.name == "posix" and _alive(pid)):
@@ -173,7 +201,7 @@ def atomic_folder(
     Raises:
         error: the place cannot be written to, the disk is full, or `path` is a file.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     stage = _neighbour(path, "tmp")
     try:
         if path.exists() and not path.is_dir():

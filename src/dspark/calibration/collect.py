@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,7 @@ from dspark.core import (
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
+from dspark.errors import DataError
 from dspark.maths.block_verification import block_overlap
 from dspark.maths.verification import overlap
 from dspark.models.drafter import Drafter
@@ -117,6 +119,7 @@ def collect(
         prompts: with distinct ids, in the order they are taken.
         params: how answers are drawn; each prompt gets a seed of its own.
         part: file that finished answers' rounds are kept in; a run that finds it goes on there.
+            One that cannot be written costs a warning.
         check_share: share of the prompts that are kept out of fitting.
         slots: answers made at the same time.
         verification: the rule by which drafts above temperature 0 are accepted.
@@ -124,7 +127,7 @@ def collect(
         bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file is damaged.
         CheckpointError: a confidence is not a number.
     """
     size = drafter.config.block_size
@@ -178,6 +181,7 @@ class _Job:
         self.overlaps: dict[Request, list[list[float]]] = defaultdict(list)
         engine.runner.on_verdict = self._watch
         self.done = self._read_part()
+        self.keeps = True
         self._rows: list[dict[str, Any]] = []
         self._flushed = time.monotonic()
 
@@ -257,8 +261,13 @@ class _Job:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was taken to disk."""
-        append_jsonl(self.part, self._rows)
+        """Write what was taken to disk, for a later run; this one has it in memory."""
+        if self.keeps:
+            try:
+                append_jsonl(self.part, self._rows)
+            except DataError as error:
+                self.keeps = False
+                warnings.warn(f"{error}; an interrupted run starts anew", stacklevel=2)
         self._rows, self._flushed = [], time.monotonic()
 
     def enough(self) -> list[str]:

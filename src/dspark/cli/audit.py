@@ -22,11 +22,11 @@ from dspark.cli.common import (
     ThreadsOption,
     VerificationOption,
     WeightsOption,
-    check_writable,
     load_models,
     passing_bar,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -82,8 +82,7 @@ def command(
     """
     if drafter == "none":
         raise ConfigError("There is nothing to audit without a drafter", fix="Name a drafter")
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     from dspark.artifacts import provenance, write_artifact
     from dspark.data.bad_rows import BadRows
     from dspark.data.prompt_rows import all_prompt_ids

@@ -16,9 +16,9 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    check_writable,
     load_models,
 )
+from dspark.cli.outputs import claim
 from dspark.models.default_target import DEFAULT_TARGET
 
 
@@ -46,8 +46,7 @@ def command(
 
         dspark bench floor --dtype float32 --threads 1
     """
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     from dspark.artifacts import provenance, write_artifact
     from dspark.evaluation import floor
     from dspark.models.target import portable_name

@@ -21,11 +21,11 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     load_models,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.models.default_target import DEFAULT_TARGET
 
 
@@ -57,10 +57,10 @@ def command(
     """
     names = drafter or [DEFAULT_DRAFTER]
     folders = [find_drafter(name, target) for name in names]
-    if json_file is not None:
-        check_writable(json_file)
     from dspark.data.bad_rows import BadRows
     from dspark.data.prompt_rows import all_prompt_ids
+
+    claim(json_file)
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import head_cost
     from dspark.models.target import portable_name

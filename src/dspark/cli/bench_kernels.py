@@ -13,10 +13,10 @@ from rich.table import Table
 from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
-    check_writable,
     passing_bar,
     positive_numbers,
 )
+from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
 
@@ -59,9 +59,7 @@ def command(
     counts = [int(n) for n in positive_numbers(rows, "--rows", whole=True)]
     if not counts:
         raise ConfigError("There is nothing to measure", fix="Name some --rows")
-    for path in (json_file, plot):
-        if path is not None:
-            check_writable(path)
+    claim(json_file, plot)
     from dspark import native
     from dspark.artifacts import provenance, write_artifact
     from dspark.evaluation import kernels

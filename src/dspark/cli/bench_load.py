@@ -28,13 +28,13 @@ from dspark.cli.common import (
     TimedAnswerOption,
     VerificationOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     load_models,
     passing_bar,
     positive_numbers,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -107,8 +107,6 @@ def command(
 
         dspark bench load --users 1,8,64 --policies off,causal --against mtp=fixed:1
     """
-    if json_file is not None:
-        check_writable(json_file)
     closed = positive_numbers(users, "--users", whole=True)
     opened = positive_numbers(rates, "--rates")
     names = [name.strip() for name in policies.split(",") if name.strip()]
@@ -118,6 +116,7 @@ def command(
         check_policy(name)
     for text in against or []:
         _parted(text)
+    claim(json_file)
     from dspark.artifacts import provenance, write_artifact
     from dspark.core import SamplingParams
     from dspark.data.bad_rows import BadRows

@@ -22,12 +22,12 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    check_writable,
     load_models,
     named_drafters,
     passing_bar,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -89,8 +89,7 @@ def command(
         dspark bench peers --drafter dspark --drafter mtp --policy fixed:4 --policy fixed:1
         --gguf model-q8_0.gguf --llama-server http://127.0.0.1:8080
     """
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     places = named_drafters(drafter, target)
     policies = _policies(policy or [], len(places))
     at_levels = _levels(levels or "")

@@ -21,13 +21,13 @@ from dspark.cli.common import (
     ThreadsOption,
     TimedAnswerOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     load_models,
     passing_bar,
     say_bad_rows,
     serving_packages,
 )
+from dspark.cli.outputs import claim
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ def command(
 
         dspark bench serve --users 8 --policy causal --seconds 40 --threads 1
     """
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     with serving_packages():
         from dspark.server import bench
     import torch

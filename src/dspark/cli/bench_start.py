@@ -19,10 +19,10 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     passing_bar,
 )
+from dspark.cli.outputs import claim
 from dspark.models.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
 
 
@@ -51,8 +51,7 @@ def command(
 
         dspark bench start --weights int8 --times 9
     """
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     if target not in KNOWN_TARGETS:
         resolve_target(target)
     find_drafter(drafter, target)

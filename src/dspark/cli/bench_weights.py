@@ -20,11 +20,11 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     best_device,
-    check_writable,
     find_drafter,
     passing_bar,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.models.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def command(
 
         dspark bench weights --data heldout.jsonl --limit 100 --drafter dspark --prompts 20
     """
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     folder = find_drafter(drafter, target)
     import torch
 

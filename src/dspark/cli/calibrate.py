@@ -28,14 +28,15 @@ from dspark.cli.common import (
     TopPOption,
     VerificationOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     load_models,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim, claim_kept
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import CheckpointError, ConfigError, DataError
 from dspark.models.default_target import DEFAULT_TARGET
+from dspark.tables.calibration import FILE as TABLE
 
 if TYPE_CHECKING:
     from dspark.calibration.collect import Progress
@@ -100,13 +101,12 @@ def command(
             fix="Use a share between 0 and 1; 1 itself only with --check-only",
         )
     params = SamplingParams(temperature, top_k, top_p, max_new_tokens=max_new_tokens)
-    home = _home(drafter, target)
+    folder = _folder(drafter, target)
+    claim(json_file, None if check_only else folder / TABLE)
+    home = _home(folder)
     entry = None
     if check_only:
         entry = home.existing().entry(temperature, top_p, top_k, verification)
-    for path in (json_file, None if check_only else home.path):
-        if path is not None:
-            check_writable(path)
     from dspark.calibration import calibrate, collect
     from dspark.calibration.prompts import choose_prompts
     from dspark.data.bad_rows import BadRows
@@ -120,7 +120,7 @@ def command(
     identity |= {"confidence": sha256_file(home.head)} if home.head else {}
     identity |= {"verification": verification} if temperature else {}
     part = collect.part_file(prompts, params, seed, **identity)
-    check_writable(part)
+    claim_kept(part)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     with _Bar(rounds) as bar:
         try:
@@ -203,22 +203,26 @@ class _Home:
         table.with_entry(replace(entry, metrics=metrics)).save(self.path, record)
 
 
-def _home(drafter: str, target: str) -> _Home:
-    """Find a drafter and read its table.
+def _folder(drafter: str, target: str) -> Path:
+    """A drafter's folder; errors as of `find_drafter`, and without a drafter."""
+    folder = find_drafter(drafter, target)
+    if folder is None:
+        raise ConfigError("There is nothing to calibrate without a drafter", fix="Name a drafter")
+    return folder
+
+
+def _home(folder: Path) -> _Home:
+    """Read a drafter's table.
 
     Raises:
-        CheckpointError, IncompatibleDrafterError: see `find_drafter`; or its weights cannot be
-            read; or its table was made for other weights.
+        CheckpointError: its weights cannot be read.
+        IncompatibleDrafterError: its table was made for other weights.
         DataError: its table is damaged.
     """
     from dspark.models.checkpoint import load_calibration
     from dspark.models.informed import FILE as CONFIDENCE
-    from dspark.tables.calibration import FILE
 
-    folder = find_drafter(drafter, target)
-    if folder is None:
-        raise ConfigError("There is nothing to calibrate without a drafter", fix="Name a drafter")
-    weights, path = folder / "model.safetensors", folder / FILE
+    weights, path = folder / "model.safetensors", folder / TABLE
     try:
         sha256 = sha256_file(weights)
     except OSError as error:

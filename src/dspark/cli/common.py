@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dspark.core import check_rule
-from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleDrafterError
+from dspark.errors import CheckpointError, ConfigError, IncompatibleDrafterError
 from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
 
 if TYPE_CHECKING:
@@ -182,24 +181,6 @@ def say_bad_rows(bad_rows: BadRows) -> None:
     """A line on standard error about the rows that were skipped since the last one."""
     if line := bad_rows.news():
         print(f"dspark: note: {line}", file=sys.stderr)
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before minutes of work go into its content.
-
-    Raises:
-        DataError: it is a folder, or there is no folder above it that may be written to.
-    """
-    above = next((p for p in path.absolute().parents if p.exists()), Path("/"))
-    found = None
-    if path.is_dir():
-        found = "it is a folder"
-    elif not above.is_dir():
-        found = f"{above} is a file"
-    elif not os.access(above, os.W_OK):
-        found = f"{above} may not be written to"
-    if found:
-        raise DataError(f"cannot write {path}", found=found, fix="Choose another place")
 
 
 def positive_numbers(text: str, option: str, whole: bool = False) -> list[float]:

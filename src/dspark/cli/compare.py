@@ -19,8 +19,8 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     VerificationOption,
-    check_writable,
 )
+from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -104,8 +104,7 @@ def command(
     from dspark.evaluation.runs import find_runs, read_run
 
     places = find_runs(runs)
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     found = [read_run(name, folder) for name, folder in places]
     result = side_by_side(found, study)
     if json_file is not None:

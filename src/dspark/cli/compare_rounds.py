@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dspark.artifacts import find_data, provenance, write_artifact
-from dspark.cli.common import check_writable, find_drafter, load_models, passing_bar
+from dspark.cli.common import find_drafter, load_models, passing_bar
+from dspark.cli.outputs import beside, claim
 from dspark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def compare_rounds(
     """
     if not asked.data:
         raise ConfigError("--rounds needs answers of the target", fix="Name them with --data")
-    if json_file is not None:
-        check_writable(json_file)
+    claim(json_file)
     folders = drafter_folders(asked.runs, target)
     sources = [find_data(name) for name in asked.data]
     split = None if asked.whole else common_split(folders)
@@ -62,7 +62,7 @@ def compare_rounds(
     answers = judging_answers(sources, split, asked.limit, model.spec.vocab_size)
     judged = _loaded(folders, model)
     settings = text_rounds.Settings(asked.temperatures, asked.verification)
-    kept = None if json_file is None else json_file.with_name(f"{json_file.name}.answers.jsonl")
+    kept = beside(json_file, ".answers.jsonl")
     with passing_bar() as bar:
         task = bar.add_task("starting", total=len(answers))
         counted = text_rounds.run(
@@ -86,9 +86,10 @@ def compare_rounds(
         "warnings": warnings(counted, asked.temperatures),
         **figures(counted, {name: _fields(found) for name, found in judged.items()}),
     }
-    if json_file is not None and kept is not None:
+    if json_file is not None:
         inputs = [*sources, *folders.values()]
         write_artifact(json_file, SCHEMA, result, provenance("dspark compare", None, inputs))
+    if kept is not None:
         kept.unlink(missing_ok=True)
     Console(highlight=False).print(shown(result))
     for line in result["warnings"]:

@@ -28,12 +28,12 @@ from dspark.cli.common import (
     TopPOption,
     VerificationOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     load_models,
     passing_bar,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -101,8 +101,7 @@ def command(
     from dspark.models.informed import FILE, save_informed
     from dspark.tables.calibration import FILE as CALIBRATION
 
-    for path in (folder / FILE, *([json_file] if json_file else [])):
-        check_writable(path)
+    claim(folder / CALIBRATION, folder / FILE, json_file)  # the first one, as `calibrate` does
     sources, kept, excluded = (
         [find_data(name) for name in names or []] for names in (data, only, exclude)
     )
@@ -116,6 +115,7 @@ def command(
     identity = {"drafter": sha256, "target": target, "dtype": model.precision}
     identity |= {"verification": verification}
     parts = collect.part_file(prompts, params, seed, **identity).with_suffix(".clues")
+    claim(parts / "rounds")
     with passing_bar() as bar:
         task = bar.add_task("starting", total=rounds)
 

@@ -27,11 +27,11 @@ from dspark.cli.common import (
     ThreadsOption,
     VerificationOption,
     WeightsOption,
-    check_writable,
     load_models,
     passing_bar,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE, SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -108,10 +108,9 @@ def command(
         raise ConfigError("The demo compares with and without a drafter", fix="Name a drafter")
     if compare and temperature > 0:
         raise ConfigError("--compare transformers is greedy", fix="Leave --temperature at 0")
-    for path in (json_file, plot):
-        if path is not None:
-            check_writable(path)
     from dspark.data.bad_rows import BadRows
+
+    claim(json_file, plot)
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import demo
 

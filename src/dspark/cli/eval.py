@@ -28,11 +28,11 @@ from dspark.cli.common import (
     TopPOption,
     VerificationOption,
     WeightsOption,
-    check_writable,
     load_models,
     named_drafters,
     say_bad_rows,
 )
+from dspark.cli.outputs import beside, claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import DataError
 from dspark.models.default_target import DEFAULT_TARGET
@@ -104,9 +104,7 @@ def command(
     from dspark.evaluation.cells import Settings, load_contender
     from dspark.evaluation.trace import TraceFile
 
-    for path in (json_file, trace):
-        if path is not None:
-            check_writable(path)
+    claim(json_file, trace)
     temperatures, thresholds = tuple(temperature or [0.0]), tuple(threshold or [])
     settings = Settings(
         temperatures,
@@ -130,7 +128,7 @@ def command(
         load_contender(folder, model, label, policy, slots, verification)
         for label, folder in places
     ]
-    cells = None if json_file is None else json_file.with_name(f"{json_file.name}.cells.jsonl")
+    cells = beside(json_file, ".cells.jsonl")
     with _Bar() as bar:
         try:
             result = evaluate.run(
@@ -150,8 +148,9 @@ def command(
             raise
     say_bad_rows(skipped)
     result |= {"limit": limit, "study": study}
-    if json_file is not None and cells is not None:
+    if json_file is not None:
         write_artifact(json_file, evaluate.SCHEMA, result, record)
+    if cells is not None:
         cells.unlink(missing_ok=True)
     console = Console(highlight=False)
     console.print(rows_table(result))

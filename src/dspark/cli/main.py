@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,10 +19,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dspark import __version__, signals
+from dspark.cli import outputs
 from dspark.cli.checks import checked
 from dspark.cli.streams import ReaderGone, standard_streams
 from dspark.cli.texts import check_arguments
-from dspark.errors import DSparkError
+from dspark.errors import ConfigError, DSparkError
 
 # Each verb lives in dspark/cli/VERB.py as a function `command`, or as `app` with sub-verbs.
 VERBS = {
@@ -124,15 +126,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     that are our own bugs keep their traceback.
     """
     warnings.formatwarning = _worded
-    with standard_streams(), signals.stop_like_ctrl_c():
-        return _run(list(sys.argv[1:] if argv is None else argv))
+    if any(option.startswith("error") for option in sys.warnoptions):  # our notes are none
+        warnings.filterwarnings("default", category=UserWarning, module=r"dspark\.")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    streams = standard_streams(outputs.writes_files)
+    with streams as check_output, signals.stop_like_ctrl_c(), outputs.held:
+        return _run(arguments, check_output)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], check_output: Callable[[], None]) -> int:
     try:
+        _check_working_folder()
         check_arguments(arguments)
         code = typer.main.get_command(app).main(arguments, "dspark", standalone_mode=False)
-        sys.stdout.flush()
+        check_output()
         return code if isinstance(code, int) else 0
     except DSparkError as exc:
         _say(f"error: {exc}")
@@ -144,6 +151,20 @@ def _run(arguments: list[str]) -> int:
         return signals.exit_code()
     except ReaderGone:
         return 0
+
+
+def _check_working_folder() -> None:
+    """Refuse a folder that somebody deleted: libraries end the process over it.
+
+    Raises:
+        ConfigError: it is gone.
+    """
+    try:
+        os.getcwd()
+    except OSError as exc:
+        raise ConfigError(
+            "The working folder is gone", found=exc.strerror, fix="Change to another one"
+        ) from exc
 
 
 _format_warning = warnings.formatwarning

@@ -21,10 +21,10 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    check_writable,
     find_drafter,
     load_models,
 )
+from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
 from dspark.models.default_target import DEFAULT_TARGET
 
@@ -69,9 +69,7 @@ def command(
     folder = find_drafter(drafter, target)
     if folder is None:
         raise ConfigError("There is nothing to schedule without a drafter", fix="Name a drafter")
-    for path in (json_file, plot):
-        if path is not None:
-            check_writable(path)
+    claim(json_file, plot)
     from dspark.artifacts import provenance
     from dspark.engine.tables import cost_key, default_path
     from dspark.profiling.costs import measure
@@ -97,16 +95,17 @@ def command(
             on_repeat=lambda done, all_: bar.update(task, completed=done),
         )
     record = provenance("dspark profile", {}, [folder])
-    places = [default_path(key)] + ([json_file] if json_file else [])
-    for place in places:
-        table.save(place, record)
+    console = Console(highlight=False)
+    console.print(_shown(table))
+    if json_file is not None:
+        table.save(json_file, record)
     if plot is not None:
         from dspark.reporting.cost_plot import draw
 
         draw(table, plot)
-    console = Console(highlight=False)
-    console.print(_shown(table))
-    console.print(f"kept in {places[0]}", markup=False, soft_wrap=True)
+    place = default_path(key)  # last: a full cache disk leaves the others as they are
+    table.save(place, record)
+    console.print(f"kept in {place}", markup=False, soft_wrap=True)
 
 
 def _shown(table: CostTable) -> Table:

@@ -15,6 +15,7 @@ from dspark.cli.common import (
     best_device,
     say_bad_rows,
 )
+from dspark.cli.outputs import claim
 
 if TYPE_CHECKING:
     from dspark.regeneration.regenerate import Progress
@@ -95,6 +96,7 @@ def command(
     left_out = BadRows(bad_rows)
     chosen = load_prompts(prompts, limit, seed, left_out)
     say_bad_rows(left_out)
+    claim(out)
 
     import torch
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dspark.cli.common import check_writable
+from dspark.cli.outputs import claim
 
 DEFAULT_RESULTS = Path("results")
 
@@ -40,7 +40,7 @@ def command(
     """
     from dspark.reporting.report import PAGE, run
 
-    check_writable(out / PAGE)
+    claim(out / PAGE)
     page, notes = run(paths or [DEFAULT_RESULTS], out, temperature)
     for note in notes:
         print(note, file=sys.stderr)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dspark.cli.checks import check_recipe
+from dspark.cli.outputs import claim
 from dspark.config import TrainConfig, load_config
 
 
@@ -53,9 +54,12 @@ def command(
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
     loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
     check_recipe(loaded)
+    from dspark.data.store import INDEX
     from dspark.training.setup import dropped_line
     from dspark.training.store import make_plan, write_store
 
+    if not estimate:
+        claim(out / INDEX)
     plan = make_plan(loaded)
     if plan.dropped:
         line = dropped_line(plan.dropped)

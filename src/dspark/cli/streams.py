@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -39,16 +39,28 @@ class _Raw(io.FileIO):
 
 
 class _Output(_Raw):
-    """Standard output: what it does not take ends the verb."""
+    """Standard output: what it does not take ends the verb, now or after its other results.
+
+    Args:
+        go_on: says whether there are such; their work must not be lost.
+    """
+
+    def __init__(self, number: int, go_on: Callable[[], bool]) -> None:
+        super().__init__(number)
+        self.go_on = go_on
+        self.failure: Exception | None = None
 
     def fail(self, error: OSError) -> None:
         if isinstance(error, BrokenPipeError):
-            raise ReaderGone from None
-        raise DataError(
-            "cannot write standard output",
-            found=error.strerror,
-            fix="Free some disk space or send it elsewhere",
-        ) from error
+            self.failure = ReaderGone()
+        else:
+            self.failure = DataError(
+                "cannot write standard output",
+                found=error.strerror,
+                fix="Free some disk space or send it elsewhere",
+            )
+        if not self.go_on():
+            raise self.failure
 
 
 class _Remarks(_Raw):
@@ -59,24 +71,36 @@ class _Remarks(_Raw):
 
 
 @contextmanager
-def standard_streams() -> Iterator[None]:
+def standard_streams(go_on: Callable[[], bool]) -> Iterator[Callable[[], None]]:
     """The process's own streams made to fail as above; replaced ones, as in tests, stay.
 
     Those that are closed lead nowhere: a file that is opened later must not get their number, and
     what is meant for standard error must not end up in standard output.
+
+    Args:
+        go_on: whether a verb goes on when standard output fails.
+
+    Yields:
+        What raises that failure at the end of the verb: ReaderGone or DataError.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    before = sys.stdout, sys.stderr
+    before, output = (sys.stdout, sys.stderr), _Output(1, go_on)
+
+    def check() -> None:
+        sys.stdout.flush()
+        if output.failure is not None:
+            raise output.failure
+
     try:
         if sys.stdout is sys.__stdout__:
-            sys.stdout = _over(_Output(1), before[0])
+            sys.stdout = _over(output, before[0])
         if sys.stderr is sys.__stderr__:
             sys.stderr = _over(_Remarks(2), before[1])
-        yield
+        yield check
     finally:
         for stream in (sys.stdout, sys.stderr):
             with suppress(DSparkError, ReaderGone):  # an error on its way says more

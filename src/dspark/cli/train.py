@@ -14,7 +14,9 @@ from rich.table import Column
 
 from dspark.artifacts import provenance
 from dspark.cli.checks import check_recipe
+from dspark.cli.outputs import claim
 from dspark.config import TrainConfig, load_config
+from dspark.training.board import Board
 
 
 def command(
@@ -25,6 +27,13 @@ def command(
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override a key of the recipe, as section.key=value."),
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Go on from this drafter's weights: shipped name, drafter's folder or run's.",
+        ),
     ] = None,
     bad_rows: Annotated[
         str | None,
@@ -48,6 +57,8 @@ def command(
     """Train a drafter on answers of its own target; run again to resume.
 
     Ctrl-C saves the state first. Logs, checkpoints and the drafter lie in the recipe's `out`.
+    With --from it begins with a finished drafter's weights, and what the recipe asks for beyond
+    them (layers, another head, ranks) adds nothing at first. Resumed, it goes on from its own.
     Under `accelerate launch` or `torchrun`, processes share the sequences of each step.
 
     Examples:
@@ -57,9 +68,12 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set run.minutes=10 \\
             --set out=runs/short
 
+        dspark train --config configs/smollm2-135m-dspark.toml --from dspark --set out=runs/more
+
         dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
+    chosen += [] if from_ is None else [f"drafter.start={json.dumps(from_)}"]
     loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
     check_recipe(loaded)
     from dspark.models.registry import drafter_class
@@ -75,8 +89,11 @@ def command(
             _print_profile(found, as_json, config)
         parallel.close()
         return
+    from dspark.training.log import LOG
     from dspark.training.trainer import run
 
+    if parallel.is_main:
+        claim(Path(loaded.out) / LOG)
     with _Display(loaded, quiet=not parallel.is_main) as display:
         _, measured = run(loaded, display.show)
     if parallel.is_main:
@@ -107,8 +124,7 @@ class _Display:
             console=self.console,
         )
         self.task = self.bar.add_task("loading target and answers", total=1.0)
-        self.folder = Path(config.out) / "tensorboard"
-        self.board: Any = None
+        self.board = Board(Path(config.out) / "tensorboard", self.say)
 
     def __enter__(self) -> _Display:
         self.bar.start()
@@ -116,8 +132,11 @@ class _Display:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
-        if self.board:
-            self.board.close()
+        self.board.close()
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self.console.print(f"dspark: note: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def show(self, record: dict[str, Any]) -> None:
         """One record: a line of the bar, scalars of the board."""
@@ -125,8 +144,6 @@ class _Display:
             line = "; ".join(f"{count} x {reason}" for reason, count in record["dropped"].items())
             self.bar.print(f"answers not learned from, or not whole: {line}", markup=False)
             return
-        if self.board is None:  # not before `out` is known to be writable
-            self.board = _tensorboard(self.folder, record["step"]) or False
         slots = " ".join(f"{a:.2f}" for a in record.get("acceptance", []))
         length = record.get("accepted_length", float("nan"))
         text = f"accepted_length {length:.2f}  slots {slots}"
@@ -140,21 +157,7 @@ class _Display:
             )
         else:
             self.bar.print(f"{record['minutes']:.1f} min, step {record['step']}, held out: {text}")
-        if self.board:
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-            for slot, value in enumerate(record.get("acceptance", []), 1):
-                self.board.add_scalar(f"{record['kind']}/slot_{slot}", value, record["step"])
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer that takes the place of what was written from ``step`` on; None if not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step)
+        self.board.add(record)
 
 
 def _print_profile(result: dict[str, Any], as_json: bool, config: Path) -> None:

@@ -67,6 +67,11 @@ class DrafterSection(Section):
     """`[drafter]`: the shape of the drafter."""
 
     kind: str = Field("dspark", description="name in the drafter registry")
+    start: str | None = Field(
+        None,
+        description="drafter to go on from: a shipped name, a drafter's folder or a run's; unset "
+        "begins with fresh weights",
+    )
     block_size: int = Field(7, ge=1, le=64, description="draft tokens a round (γ)")
     num_layers: int = Field(2, ge=1, description="draft layers")
     target_layer_ids: list[int] | None = Field(

@@ -210,7 +210,8 @@ class RequestQueue:
 
     def _release(self, request: Request) -> None:
         assert request.slot is not None
-        assert self._running.pop(request.slot) is request
+        found = self._running.pop(request.slot)
+        assert found is request
         self.slots.release(request.slot)
         self._on_release(request.slot)
         request.slot, request.cached = None, 0

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from dspark.artifacts import read_jsonl
+from dspark.artifacts import expanded, read_jsonl
 from dspark.errors import CheckpointError, ConfigError, DataError
 from dspark.training.log import LOG
 
@@ -160,7 +160,7 @@ def find_runs(texts: Sequence[str]) -> list[tuple[str, Path]]:
             name, place = "", text
         elif not name:
             raise ConfigError("A run's name is empty", found=text, fix="Write NAME=PATH")
-        folder = Path(place).expanduser()
+        folder = expanded(place)
         if not folder.is_dir():
             raise DataError(
                 f"there is no run {place}", fix="Give the `out` folder of a training, or a drafter"

@@ -14,7 +14,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def resolve_target(target: str | Path, progress: Progress = lambda line: None) -
     """
     if str(target) in KNOWN_TARGETS:
         return fetch(str(target), progress)
-    text, folder = str(target), Path(target).expanduser()
+    text, folder = str(target), artifacts.expanded(target)
     if text and folder.is_dir():
         return folder
     looks_like_path = isinstance(target, Path) or text.startswith((".", "/", "~"))
@@ -148,7 +148,7 @@ def fetch(name: str, progress: Progress = lambda line: None) -> Path:
         progress(f"{name}: already there")
         return folder
     work = folder.with_name(f"{name}.work")
-    with _lock(folder.with_name(f"{name}.lock"), progress):
+    with artifacts.hold(folder, on_wait=progress, error=CheckpointError):
         if is_fetched(name):  # another process finished it while this one waited
             return folder
         artifacts.recover_folder(folder, stale_s=0)  # the lock says that no other fetch runs
@@ -168,29 +168,6 @@ def fetch(name: str, progress: Progress = lambda line: None) -> Path:
 
 
 # ------------------------------------------------------------------------------------------ stages
-
-
-@contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """One fetch of a target at a time; the lock goes away with the process that holds it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as exc:
-        raise artifacts.write_error(path, exc, CheckpointError) from exc
-    with file:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            progress("another fetch is running; waiting for it")
-            with suppress(OSError):  # file systems without locks: go on without one
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _download(known: KnownTarget, folder: Path) -> Path:

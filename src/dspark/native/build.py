@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import hashlib
+import os
 import subprocess
 import tempfile
 import warnings
@@ -10,13 +13,16 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dspark import artifacts
+from dspark.errors import DSparkError
 from dspark.native import compiling
 
 # Another process that compiles is waited for as long as compiling may take.
 LOCK_S = 2.0 * compiling.TIMEOUT_S
+
+
+class Damaged(OSError):
+    """A library lies there, but not the one that was made."""
 
 
 @cache
@@ -24,13 +30,20 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be had (with a warning, if unexpected)."""
     if compiling.machine() not in compiling.LEVELS:
         return None
-    with suppress(OSError):
+    wrong = ""
+    try:
         return load(compiling.shipped())
+    except Damaged as error:
+        wrong = str(error)
+    except OSError:  # none came with the package, or this system cannot run it
+        pass
     compiler = compiling.find_compiler()
     if compiler is None:
+        if wrong:
+            _warn(f"{wrong}, and there is no C++ compiler to make it again. Install dspark again")
         return None
     try:
-        return _kept(compiler)
+        return _kept(compiler, wrong)
     except (OSError, subprocess.SubprocessError) as error:
         _warn(
             f"The processor kernels could not be compiled with {compiler}, so decoding is slower: "
@@ -40,19 +53,29 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """A library of kernels.
+    """A library of kernels. It is compared with the hash beside it before it is opened.
 
     Raises:
-        OSError: it is missing, half-written, for another processor, or something else.
+        FileNotFoundError: it is missing.
+        Damaged: it is half-written, empty or something else, or its hash is missing.
+        OSError: it is whole, but this system does not run it.
     """
-    expected = path.with_suffix(compiling.CHECK).read_text(encoding="utf-8")
-    if compiling.content_hash(path) != expected or b"dspark_level" not in path.read_bytes():
-        raise OSError(f"{path} is damaged, or no library of kernels")
+    content = path.read_bytes()
+    try:
+        expected = path.with_suffix(compiling.CHECK).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        expected = ""
+    if hashlib.sha256(content).hexdigest() != expected or b"dspark_level" not in content:
+        raise Damaged(f"The kernel library {path} is damaged")
     return ctypes.CDLL(str(path))
 
 
-def _kept(compiler: str) -> ctypes.CDLL:
-    """The library in the cache folder, compiled where it is missing or damaged."""
+def _kept(compiler: str, wrong: str) -> ctypes.CDLL:
+    """The library in the cache folder, compiled where it is missing or damaged.
+
+    Args:
+        wrong: what was found elsewhere, to be said if another one is made.
+    """
     version = subprocess.run(
         [compiler, "--version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
@@ -61,22 +84,32 @@ def _kept(compiler: str) -> ctypes.CDLL:
     with suppress(OSError):
         return load(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_suffix(".lock"), timeout=LOCK_S)
-        lock.acquire()
-    except (OSError, Timeout) as error:
-        _warn(f"The processor kernels are compiled for this run alone: {error}")
-        with tempfile.TemporaryDirectory() as work:
-            own = Path(work) / path.name
-            compiling.compile_library(compiler, own)
-            return load(own)
+        with artifacts.hold(path, on_wait=lambda line: None, timeout_s=LOCK_S):
+            return _made(compiler, path, wrong)
+    except (DSparkError, OSError, subprocess.CalledProcessError) as error:
+        full = os.strerror(errno.ENOSPC) in compiling.reason(error)
+        if isinstance(error, subprocess.CalledProcessError) and not full:
+            raise
+        _warn(f"The processor kernels are compiled for this run alone: {compiling.reason(error)}")
+    with tempfile.TemporaryDirectory() as work:
+        own = Path(work) / path.name
+        compiling.compile_library(compiler, own)
+        return load(own)
+
+
+def _made(compiler: str, path: Path, wrong: str) -> ctypes.CDLL:
+    """The library at `path`, which another process may have made meanwhile."""
     try:
-        with suppress(OSError):  # another process was faster
-            return load(path)
-        compiling.compile_library(compiler, path)
         return load(path)
-    finally:
-        lock.release()
+    except Damaged as error:
+        wrong = str(error)
+    except FileNotFoundError:
+        pass
+    compiling.compile_library(compiler, path)
+    own = load(path)
+    if wrong:
+        _warn(f"{wrong}; it was compiled again{'' if str(path) in wrong else f', into {path}'}")
+    return own
 
 
 def _warn(text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dspark.artifacts import read_jsonl, sha256_file
+from dspark.artifacts import expanded, read_jsonl, sha256_file
 from dspark.errors import DataError
 from dspark.reporting.calibration_records import CalibrationCheck, ConfidenceFit
 from dspark.reporting.records import (
@@ -136,7 +136,7 @@ def _find(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     seen: set[Path] = set()
     named: Counter[str] = Counter()
     for given in paths:
-        root = given.expanduser().resolve()
+        root = expanded(given).resolve()
         if root.is_dir():
             found = sorted([*root.rglob("*.json"), *root.rglob(TRAIN_LOGS)])
             files = [path for path in found if path.is_file()]

@@ -32,6 +32,7 @@ from dspark.training.optimisation import loss_weights_at, lr_share, make_optimis
 from dspark.training.parallel import Parallel
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype
 from dspark.training.states import StateCache, bytes_per_sequence
+from dspark.training.warm_start import begun
 
 HELD_OUT_SEQUENCES = 96
 Report = Callable[[dict[str, Any]], None]
@@ -58,8 +59,10 @@ class Learner:
     def __init__(
         self, config: TrainConfig, report: Report | None = None, target: Target | None = None
     ) -> None:
-        self.config, self.report = config, report or (lambda record: None)
-        self.parallel = Parallel()
+        self.parallel, self.report = Parallel(), report or (lambda record: None)
+        with self.parallel.main_first():  # it may have to put a half-swapped state back
+            self.config, self.start = begun(config)
+        config = self.config
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.out = Path(config.out)
@@ -69,7 +72,9 @@ class Learner:
         self.target = target or load_target(config.target, name, str(self.parallel.device))
         self.dropped: Counter[str] = Counter()
         self.train, self.held_out = load_data(config, self.target, self.dropped)
-        self.drafter, self.coverage = build_drafter(config, self.target, self.train, self.held_out)
+        self.drafter, self.coverage = build_drafter(
+            config, self.target, self.train, self.held_out, self.start
+        )
         self.optimisers = make_optimisers(self.drafter, config.optim)
         self.loss_module = self.parallel.prepare(self.drafter)
         self.budget = int(config.run.cache_gib * 2**30)

@@ -47,17 +47,23 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     fields["target"] = portable_name(config.target)
     fields["out"] = Path(config.out).name
     fields["data"]["responses"] = [Path(name).name for name in config.data.responses]
+    if config.drafter.start is not None:
+        fields["drafter"]["start"] = Path(config.drafter.start).name
     if config.data.store is not None:
         fields["data"]["store"] = Path(config.data.store).name
     return fields
 
 
-def drafter_record(config: TrainConfig, training: dict[str, Any]) -> str:
-    """`provenance.json` of a drafter: inputs, recipe, and how far ``training`` went."""
+def drafter_record(
+    config: TrainConfig, training: dict[str, Any], start: dict[str, Any] | None = None
+) -> str:
+    """`provenance.json` of a drafter: inputs, recipe, how far ``training`` went, and the drafter
+    that it started from, if it did."""
     record = provenance(
         "dspark train",
         {"run": config.run.seed, "data": config.data.seed},
         [find_data(source) for source in config.data.responses],
     )
     record |= {"config": portable(config), "training": training}
+    record |= {"start": start} if start else {}
     return json.dumps(record, indent=2) + "\n"

@@ -30,6 +30,7 @@ from dspark.models.drafter import (
 )
 from dspark.models.registry import drafter_class, make_drafter
 from dspark.models.target import Target, portable_name
+from dspark.training.warm_start import Start, begin, check_shape, drafted_ids
 
 TOO_SHORT = "shorter than two tokens"
 
@@ -131,12 +132,26 @@ def unused_token(responses: list[Response], target: Target, wanted: int | None) 
 
 
 def drafter_config(
-    section: DrafterSection, target: Target, texts: list[Response], anchors: int
+    section: DrafterSection,
+    target: Target,
+    texts: list[Response],
+    anchors: int,
+    start: DrafterConfig | None = None,
 ) -> DrafterConfig:
-    """The drafter's full configuration for this target; MASK must not occur in ``texts``."""
+    """The drafter's full configuration for this target; MASK must not occur in ``texts``.
+
+    Args:
+        start: of a drafter to go on from, whose taps, MASK and width hold where the recipe says
+            nothing.
+    """
     spec, drafter = target.spec, drafter_class(section.kind)
     taps: Sequence[int] | None = section.target_layer_ids if drafter.reads_taps else ()
-    mask = unused_token(texts, target, section.mask_token_id) if drafter.has_mask else None
+    wanted, width = section.mask_token_id, section.intermediate_size
+    if start is not None:
+        taps = start.target_layer_ids if taps is None else taps
+        wanted = start.mask_token_id if wanted is None else wanted
+        width = width or start.intermediate_size
+    mask = unused_token(texts, target, wanted) if drafter.has_mask else None
     vocab = section.draft_vocab_size if section.draft_vocab_size < spec.vocab_size else 0
     base = DrafterConfig(
         kind=section.kind,
@@ -147,7 +162,7 @@ def drafter_config(
         mask_token_id=mask,
         block_size=section.block_size,
         num_layers=section.num_layers,
-        intermediate_size=section.intermediate_size or spec.intermediate_size,
+        intermediate_size=width or spec.intermediate_size,
         markov_rank=section.markov_rank,
         markov_head_type=section.markov_head_type,
         candidates=section.candidates,
@@ -161,18 +176,34 @@ def drafter_config(
 
 
 def build_drafter(
-    config: TrainConfig, target: Target, train: list[Response], held_out: list[Response]
+    config: TrainConfig,
+    target: Target,
+    train: list[Response],
+    held_out: list[Response],
+    start: Start | None = None,
 ) -> tuple[Drafter, float]:
-    """A fresh drafter bound to its target, and the coverage of its draft vocabulary (0 to 1).
+    """A drafter bound to its target, and the coverage of its draft vocabulary (0 to 1).
 
     The draft vocabulary comes from the training answers alone; MASK must occur in no text.
 
+    Args:
+        start: a drafter to begin with; its draft vocabulary stays where it is as large as wanted.
+
     Raises:
         IncompatibleDrafterError: for tap ids or a mask that the target does not have.
+        ConfigError, CheckpointError: the start does not fit, see `warm_start`.
     """
     texts = [*train, *held_out]
-    shape = drafter_config(config.drafter, target, texts, config.run.anchors_per_sequence)
+    shape = drafter_config(
+        config.drafter,
+        target,
+        texts,
+        config.run.anchors_per_sequence,
+        None if start is None else start.config,
+    )
     check_fits(shape, target.spec, target.stop_ids)
+    if start is not None:
+        check_shape(shape, start.config)
     torch.manual_seed(config.run.seed)
     drafter = make_drafter(replace(shape))
     coverage = 1.0
@@ -181,6 +212,12 @@ def build_drafter(
         ids, coverage = draft_vocabulary(
             frequencies, shape.draft_vocab_size, sorted(target.stop_ids)
         )
+        kept = None if start is None else drafted_ids(start)
+        if kept is not None and len(kept) == len(ids):
+            ids = kept.numpy()
+            coverage = float(frequencies[ids].sum() / frequencies.sum())
         drafter.d2t.copy_(torch.from_numpy(ids))
+    if start is not None and start.tensors:
+        start.record["new"] = begin(drafter, start)
     drafter.to(target.device).bind(target)
     return drafter, coverage

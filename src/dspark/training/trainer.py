@@ -24,6 +24,7 @@ from dspark.training.log import LOG, append_log, trim_log
 from dspark.training.metrics import Meter
 from dspark.training.recipe import check_same, drafter_record, fixed_part
 from dspark.training.snapshot import load_snapshot, read_counters, reading, save_snapshot
+from dspark.training.warm_start import to_save
 
 __all__ = ["LOG", "Trainer", "run"]
 
@@ -56,6 +57,7 @@ class Trainer(Learner):
     def _take_up(self, saved: dict[str, Any]) -> None:
         with reading(self.out):
             recipe, meter = saved.pop("recipe"), saved.pop("meter", None)
+            saved.pop("start", None)  # known since before the models were loaded
             counters = Counters(**saved)
             check_same(recipe, self._recipe(), self.out)
             if meter is not None and self.parallel.is_main:  # it holds the sums of all
@@ -82,6 +84,7 @@ class Trainer(Learner):
         if not self.parallel.is_main:
             return
         counters = asdict(self.counters) | {"recipe": self._recipe(), "meter": meter.state()}
+        counters |= {"start": to_save(self.start)}
         save_snapshot(self.out, self.drafter, self.optimisers, counters)
         self.save_drafter(self.out / "drafter")
 
@@ -94,7 +97,8 @@ class Trainer(Learner):
             "draft_vocabulary_coverage": round(self.coverage, 5),
             "held_out": held_out,
         }
-        files = {"provenance.json": drafter_record(self.config, training)}
+        began = None if self.start is None else self.start.record
+        files = {"provenance.json": drafter_record(self.config, training, began)}
         save_drafter(self.drafter, folder, extra_files=files)
 
     def _keep_aside(self) -> None:
