@@ -73,7 +73,11 @@ def test_ctrl_c_gives_the_answer_so_far(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(audit.Pace, "begin", begin)
-    code = cli.main(line(home, "--limit", "2", "--samples", "1", "--json", str(file)))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' jobs ignore it
+    try:
+        code = cli.main(line(home, "--limit", "2", "--samples", "1", "--json", str(file)))
+    finally:
+        signal.signal(signal.SIGINT, before)
     found = read_artifact(file, audit.SCHEMA)
     assert code == 3
     assert found["stopped"]

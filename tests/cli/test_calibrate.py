@@ -78,7 +78,7 @@ def test_table_and_figures(
     assert entry.rounds == result["fit_rounds"]
     assert entry.metrics["ece_after_mean"] == result["ece_after_mean"]
     assert list(entry.temperatures) == [row["temperature"] for row in result["positions"]]
-    assert list((tmp_cache / "calibration").iterdir()) == []  # what a resumed run would read
+    assert not list((tmp_cache / "calibration").glob("*"))  # what a resumed run would read
 
     # Judging the table on the same command's prompts gives the same figures and no new table.
     before = path.read_bytes()

@@ -94,9 +94,9 @@ def test_pytorch_serves_only_where_it_is_far_faster(
     measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the products it needs as long again."""
-    monkeypatch.setitem(MS, "torch float32", (6.0, 6.0))
+    monkeypatch.setitem(MS, "torch float32", (6.0, 6.0, 20.0))
     assert choice.choose(LEAN).level == BEST
-    monkeypatch.setitem(MS, "torch float32", (3.0, 3.0))
+    monkeypatch.setitem(MS, "torch float32", (3.0, 3.0, 10.0))
     (folder,) = {path.parent for path in (Path(choice.cache_dir()) / "choice").iterdir()}
     for path in folder.iterdir():
         path.unlink()

@@ -105,8 +105,8 @@ def test_times_of_eight_bits_are_kept_apart(
 ) -> None:
     monkeypatch.delenv("DSPARK_KERNELS", raising=False)
     best = native.usable()[-1]
-    wide = {f"{best} float32": (9.0, 9.0), "torch float32": (1.0, 1.0)}
-    small = {f"{best} float32": (5.0, 5.0), f"{best} bfloat16": (4.0, 4.0)}
+    wide = {f"{best} float32": (9.0,) * 3, "torch float32": (1.0,) * 3}
+    small = {f"{best} float32": (5.0,) * 3, f"{best} bfloat16": (4.0,) * 3}
     monkeypatch.setattr(choice, "measure", lambda spec, eight_bits: small if eight_bits else wide)
     for _ in range(2):
         found = choice.choose(LEAN, weights="int8")

@@ -79,7 +79,7 @@ def test_a_template_that_fails_is_the_request_s_matter(
         (b'{"model": "tiny", "prompt": "caf\xe9"}', "not UTF-8: byte 0xe9 at line 1, byte 33"),
         (b'{"prompt":\n "\xff"}', "not UTF-8: byte 0xff at line 2, byte 3"),
         ('{"prompt": "a"}'.encode("utf-16"), "not UTF-8: UTF-16, by its first bytes"),
-        (b'{"prompt": "a}', "not JSON: Unterminated string starting at at character 12"),
+        (b'{"prompt": "a}', "not JSON: Unterminated string starting at character 11"),
     ],
 )
 def test_bodies_that_are_no_text(client: TestClient, body: bytes, words: str) -> None:
