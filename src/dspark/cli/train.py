@@ -68,7 +68,7 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set run.minutes=10 \\
             --set out=runs/short
 
-        dspark train --config configs/smollm2-135m-dspark.toml --from dspark --set out=runs/more
+        dspark train --config configs/smollm2-135m-gpu-dspark.toml --from dspark --set out=runs/more
 
         dspark train --config configs/smollm2-135m-dspark.toml --profile
     """
