@@ -169,7 +169,7 @@ def test_a_killed_run_resumes(folder: Path, target: Target, tmp_path: Path) -> N
     child = [sys.executable, "-c", KILLED, *command, str(killed)]
     assert subprocess.run(child, capture_output=True, timeout=600).returncode == -signal.SIGKILL
     before = rows_of(killed)
-    assert 16 <= len(before) < 40
+    assert 0 < len(before) < 40  # rows are written every so many, or every few seconds
     with killed.open("a") as file:
         file.write('{"id": "p1", "domain": "ma')  # as a kill in the midst of a write leaves it
     assert main([*command, str(killed)]) == 0
