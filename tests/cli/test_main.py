@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -104,6 +105,49 @@ def test_bugs_keep_their_traceback(verb: Any) -> None:
     verb(command)
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS])
+def test_surroundings_are_one_line(
+    number: int, capsys: pytest.CaptureFixture[str], verb: Any
+) -> None:
+    def command() -> None:
+        raise OSError(number, os.strerror(number), "there/x.json")
+
+    verb(command)
+    code, out, err = run(capsys, "doctor")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"dspark: error: cannot use there/x.json (found: {os.strerror(number)})")
+    assert err.count("\n") == 1
+
+
+def test_other_system_errors_are_bugs(verb: Any) -> None:
+    def command() -> None:
+        open("/proc/nothing/of/this/name").close()
+
+    verb(command)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["regenerate", "--prompts", "LONG", "--out", "x.jsonl"],
+        ["eval", "--data", "LONG"],
+        ["compare", "LONG"],
+        ["report", "LONG"],
+        ["train", "--config", "LONG"],
+        ["generate", "hello", "--target", "./LONG"],
+        ["generate", "hello", "--drafter", "LONG"],
+        ["audit", "--json", "LONG"],
+    ],
+)
+def test_names_that_no_file_can_have(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, *(word.replace("LONG", "ü" * 200) for word in argv))
+    assert (code, out) == (2, "")
+    assert err.startswith("dspark: error: ")
+    assert err.count("\n") == 1
 
 
 def test_exit_codes_of_verbs_pass_through(capsys: pytest.CaptureFixture[str], verb: Any) -> None:

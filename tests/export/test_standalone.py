@@ -66,6 +66,8 @@ def test_another_folder_once_a_file_changes(tmp_path: Path, tmp_cache: Path) -> 
     (tmp_path / "m" / "model.safetensors").write_text("1")
     first = export_folder(tmp_path / "m", "some/model")
     assert export_folder(tmp_path / "m", "some/model") == first
+    (tmp_path / "m" / ".calibration.json.lock").write_text("")  # somebody calibrates meanwhile
+    assert export_folder(tmp_path / "m", "some/model") == first
     assert export_folder(tmp_path / "m", "other/model") != first
     (tmp_path / "m" / "model.safetensors").write_text("22")
     assert export_folder(tmp_path / "m", "some/model") != first

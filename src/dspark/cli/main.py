@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -44,6 +45,10 @@ VERBS = {
     "eval": "Judge drafters on prompt files: accepted length, acceptance by position, speed.",
     "report": "Tables and figures from result files, as one page.",
 }
+
+# What a path or a disk is to blame for, wherever it comes up; any other number is a bug of ours.
+_SURROUNDINGS = {errno.EACCES, errno.EDQUOT, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG}
+_SURROUNDINGS |= {errno.ENOSPC, errno.EROFS}
 
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
@@ -151,6 +156,12 @@ def _run(arguments: list[str], check_output: Callable[[], None]) -> int:
         return signals.exit_code()
     except ReaderGone:
         return 0
+    except OSError as exc:
+        if exc.errno not in _SURROUNDINGS:
+            raise
+        where = exc.filename or "a file"
+        _say(f"error: cannot use {where} (found: {exc.strerror}). Check the path and its disk")
+        return 2
 
 
 def _check_working_folder() -> None:

@@ -74,9 +74,9 @@ def check_writable(path: Path) -> None:
     if is_device(path) and os.access(path, os.W_OK):
         return
     real = Path(os.path.realpath(path))  # where a symbolic link leads
-    above = next((p for p in real.parents if p.exists()), Path("/"))
+    above = next((p for p in real.parents if os.path.exists(p)), Path("/"))
     found = None
-    if path.is_dir():
+    if os.path.isdir(path):
         found = "it is a folder"
     elif not above.is_dir():
         found = f"{above} is a file"

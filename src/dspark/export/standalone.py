@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dspark.artifacts import atomic_folder, cache_dir
+from dspark.artifacts.locks import is_lock
 from dspark.errors import CheckpointError, ConfigError
 from dspark.models.checkpoint import CONFIG, WEIGHTS, read_checkpoint
 
@@ -62,7 +63,7 @@ def export_folder(*sources: Path | str | None) -> Path:
         folder = Path(source or "").absolute()
         if not source or not folder.is_dir():
             continue
-        for file in sorted(folder.iterdir()):
+        for file in sorted(path for path in folder.iterdir() if not is_lock(path)):
             facts = file.stat()
             digest.update(f"{file}|{facts.st_size}|{facts.st_mtime_ns}\n".encode())
     return cache_dir().absolute() / "export" / digest.hexdigest()[:16]
