@@ -47,7 +47,8 @@ def test_read_jsonl_passes_over_blank_lines_and_takes_odd_ends(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"a": 1', "is not JSON"),
+        (b'{"a": 1', "is not JSON .found: Expecting ',' delimiter at column 8"),
+        (b'{"a": "x\x00y"}', "is not JSON .found: Invalid control character at column 9"),
         (b"[1]", "not a JSON object"),
         (b"null", "not a JSON object"),
         (b'{"a": "\xff"}', "is not UTF-8 .found: byte 0xff at byte 8"),

@@ -114,6 +114,7 @@ def test_empty_contents_stay_where_nobody_asks() -> None:
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             r"content\[0\] is no text",
         ),
+        ({"messages": [user([{"text": [{"text": "a"}]}])]}, "found: a text that is"),
         ({"messages": [{"role": "user", "content": [["a"]]}]}, r"content\[0\] is no text"),
         ({"messages": [user("a"), user(" ")]}, r"messages\[1\]: content is empty"),
         ({"messages": [{"role": "user", "content": []}]}, "content is empty"),
@@ -223,3 +224,21 @@ def test_prompts_that_are_too_long_are_bad_rows_where_all_are_needed() -> None:
     assert [p.id for p, _ in all_prompt_ids(target, prompts, BadRows("skip"))] == ["a"]
     with pytest.raises(DataError, match=r"no prompt is left .found: 1 x The prompt is longer"):
         all_prompt_ids(target, prompts[1:], BadRows("skip"))
+
+
+def test_files_of_odd_hands(tmp_path: Path) -> None:
+    """A mark in front, line ends of two kinds, blank lines, odd characters, a very long line."""
+    texts = [
+        "caf\u00e9",
+        "a\r\nb",
+        "a\x00b",
+        "\U0001f600 e\u0301\u200d",
+        "a\u2028b\u0085c",
+        "\ufeffhi",
+    ]
+    texts.append("long " * 200_000)
+    rows = [json.dumps({"id": str(n), "prompt": text}) for n, text in enumerate(texts)]
+    rows[0] = json.dumps({"id": "0", "prompt": texts[0]}, ensure_ascii=False)
+    file = tmp_path / "p.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n\n \n".join(rows).encode())
+    assert [prompt.text for prompt in load_prompts(file)] == texts

@@ -181,7 +181,7 @@ def test_what_is_not_learned_from_is_counted_by_reason(tmp_path: Path, target: T
         "the prompt alone fills the longest length": 1,
         "cut at the longest length, but kept": 1,
         "shorter than two tokens": 1,
-        "has no field 'domain'": 1,
+        "has no field 'domain' (first: answers.jsonl:7)": 1,
     }
     with pytest.raises(DataError, match=r"answers.jsonl:7 has no field 'domain'"):
         load_data(tiny_recipe(tmp_path, tmp_path, data=short), target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from dspark.errors import ConfigError, DataError, DSparkError
 
@@ -19,6 +19,7 @@ class BadRows:
 
     Attributes:
         counts: skipped rows by reason.
+        first: place of the first one with each reason.
 
     Raises:
         ConfigError: another mode.
@@ -29,7 +30,7 @@ class BadRows:
             raise ConfigError("Unknown way with bad rows", found=mode, fix="Use stop or skip")
         self.mode = mode
         self.counts: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
+        self.first: dict[str, str] = {}
         self._told = 0
 
     def meet(self, error: DSparkError, place: str) -> None:
@@ -49,12 +50,7 @@ class BadRows:
         reason = re.sub(r"\[\d+\]", "", error.what.removeprefix(place).removeprefix(":").strip())
         reason = re.sub(r"^.*: lines \d+ and \d+ have", "rows have", reason)
         self.counts[reason] += 1
-        self._first.setdefault(reason, place)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Skipped rows by reason, for result files and logs."""
-        return dict(self.counts)
+        self.first.setdefault(reason, place)
 
     def news(self) -> str | None:
         """What was skipped, in a line; None where nothing came since the last call."""
@@ -67,6 +63,6 @@ class BadRows:
     def summary(self) -> str:
         """Counts by reason, each with the place of its first row."""
         return "; ".join(
-            f"{count} x {reason} (first: {self._first[reason]})"
+            f"{count} x {reason} (first: {self.first[reason]})"
             for reason, count in self.counts.most_common()
         )

@@ -79,12 +79,17 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     """One line as an object; `where` goes into the message."""
     fix = "Each line must be one JSON object in UTF-8"
     try:
-        text = line.decode("utf-8-sig")  # some editors put a mark in front of line 1
+        text = line.rstrip(b"\r\n").decode(
+            "utf-8-sig"
+        )  # some editors put a mark in front of line 1
     except UnicodeDecodeError as error:
         spot = bad_byte(error).replace(" line 1, ", " ")
         raise DataError(f"{where} is not UTF-8", found=spot, fix=fix) from error
     try:
         row = json.loads(text)
+    except json.JSONDecodeError as error:
+        found = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise DataError(f"{where} is not JSON", found=found, fix=fix) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON", found=error, fix=fix) from error
     if not isinstance(row, dict):

@@ -258,11 +258,14 @@ def _content(value: object, where: str) -> str:
 def _part(part: object, where: str) -> str:
     if isinstance(part, str):
         return part
-    kind = part.get("type", "text") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
-        found = type(part).__name__ if kind is None else f"type {kind!r}"
-        raise DataError(f"{where} is no text", found=found, fix="Only text parts can be used")
-    return str(part["text"])
+    fix = "Only text parts can be used"
+    if not isinstance(part, dict):
+        raise DataError(f"{where} is no text", found=type(part).__name__, fix=fix)
+    if (kind := part.get("type", "text")) != "text":
+        raise DataError(f"{where} is no text", found=f"type {kind!r}", fix=fix)
+    if not isinstance(text := part.get("text"), str):
+        raise DataError(f"{where} is no text", found=f"a text that is {text!r:.40}", fix=fix)
+    return text
 
 
 def _asked(value: object, where: str) -> str:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -71,7 +72,8 @@ def load_data(
     )
     responses = [r for r in read if len(r.response_ids) >= 2]
     dropped[TOO_SHORT] += len(read) - len(responses)
-    dropped.update(bad_rows.counts)
+    for reason, count in bad_rows.counts.items():
+        dropped[f"{reason} (first: {Path(bad_rows.first[reason]).name})"] += count
     for reason in [reason for reason, count in dropped.items() if not count]:
         del dropped[reason]
     train, held_out = split_held_out(responses, data.held_out_share, data.seed)
