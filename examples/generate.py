@@ -10,12 +10,12 @@ import sys
 import time
 
 from dspark.core import SamplingParams, TokenKind
+from dspark.drafters.checkpoint import load_drafter
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
-from dspark.models.checkpoint import load_drafter
-from dspark.models.default_target import DEFAULT_TARGET, shipped_drafter
-from dspark.models.detokenize import TextStream
-from dspark.models.target import load_target
+from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
+from dspark.targets.detokenize import TextStream
+from dspark.targets.target import load_target
 
 
 def main(prompt: str, folder: str | None) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from dspark import load_target
-from dspark.models.checkpoint import read_checkpoint, save_drafter
-from dspark.models.default_target import DEFAULT_TARGET, shipped_drafter
-from dspark.models.registry import make_drafter
+from dspark.drafters.checkpoint import read_checkpoint, save_drafter
+from dspark.drafters.registry import make_drafter
+from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
 
 
 def main(out: Path) -> None:

@@ -10,8 +10,8 @@ import asyncio
 import sys
 
 import dspark
-from dspark.models.default_target import DEFAULT_TARGET, shipped_drafter
-from dspark.models.detokenize import TextStream
+from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
+from dspark.targets.detokenize import TextStream
 
 PROMPTS = [
     "Explain in one sentence why the sky is blue.",

@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from dspark.config import TrainConfig
 from dspark.core import SamplingParams
 from dspark.data.prompts import prompt_from_row
+from dspark.drafters.checkpoint import load_drafter
 from dspark.engine import engine, stats
-from dspark.models.checkpoint import load_drafter
-from dspark.models.target import load_target
 from dspark.regeneration import mixture, regenerate
+from dspark.targets.target import load_target
 from dspark.training import trainer
 
 

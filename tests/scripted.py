@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dspark.attention.kv_cache import Rows
 from dspark.core import DraftBlock, Request, SamplingParams
+from dspark.drafters.drafter import Drafter, DrafterConfig, default_tap_ids, fit_to_target
+from dspark.drafters.registry import make_drafter
 from dspark.engine.engine import Engine
-from dspark.models.drafter import Drafter, DrafterConfig, default_tap_ids, fit_to_target
-from dspark.models.family import TargetSpec
-from dspark.models.kv_cache import Rows
-from dspark.models.registry import make_drafter
-from dspark.models.target import Target
+from dspark.targets.family import TargetSpec
+from dspark.targets.target import Target
 
 Say = Callable[[int, int], list[int]]
 

@@ -12,13 +12,13 @@ import torch
 from dspark.artifacts import read_jsonl
 from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
+from dspark.drafters.checkpoint import load_drafter
 from dspark.engine.engine import Engine
-from dspark.models.checkpoint import load_drafter
-from dspark.models.target import Target, load_target
 from dspark.regeneration.batches import make_batch
 from dspark.regeneration.graph_decoder import GraphDecoder, suits
 from dspark.regeneration.plain_batch import PlainBatch
 from dspark.regeneration.regenerate import run
+from dspark.targets.target import Target, load_target
 from dspark.training.trainer import Trainer
 from scripted import texts
 from tiny import tiny_home, tiny_recipe

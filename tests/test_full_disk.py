@@ -13,8 +13,8 @@ import pytest
 
 from dspark.artifacts import read_jsonl
 from dspark.cli import main as cli
-from dspark.models.checkpoint import load_drafter
-from dspark.models.target import load_target
+from dspark.drafters.checkpoint import load_drafter
+from dspark.targets.target import load_target
 from dspark.training.board import Board
 from tiny import home_with_drafter
 

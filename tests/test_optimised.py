@@ -20,7 +20,7 @@ ANSWER = """
 import sys
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
-from dspark.models.target import load_target
+from dspark.targets.target import load_target
 target = load_target(sys.argv[1], "float32")
 engine = Engine(target, None, slots=2, max_len=64)
 found = engine.generate([[5, 6, 7], [8, 9], [3]], SamplingParams(max_new_tokens=6))

@@ -22,8 +22,8 @@ def tiny_home(
 
 def home_with_drafter(path: Path) -> Path:
     """A `tiny_home` with an untrained drafter in `drafter/`, and 24 rows in `prompts.jsonl`."""
-    from dspark.models.checkpoint import save_drafter
-    from dspark.models.target import load_target
+    from dspark.drafters.checkpoint import save_drafter
+    from dspark.targets.target import load_target
     from scripted import random_drafter
 
     home = tiny_home(path, count=16)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dspark.core import SamplingParams
+    from dspark.drafters.checkpoint import load_drafter
     from dspark.engine.async_engine import AsyncEngine
     from dspark.engine.engine import Engine
-    from dspark.models.checkpoint import load_drafter
-    from dspark.models.target import load_target
+    from dspark.targets.target import load_target
 
 __version__ = "0.1.0"
 
@@ -33,8 +33,8 @@ _HOMES = {
     "AsyncEngine": "dspark.engine.async_engine",
     "Engine": "dspark.engine.engine",
     "SamplingParams": "dspark.core",
-    "load_drafter": "dspark.models.checkpoint",
-    "load_target": "dspark.models.target",
+    "load_drafter": "dspark.drafters.checkpoint",
+    "load_target": "dspark.targets.target",
 }
 
 

@@ -17,7 +17,7 @@ from dspark.core import SamplingParams
 from dspark.data.prompts import Prompt
 from dspark.errors import DataError, IncompatibleDrafterError
 from dspark.maths.temperature_scaling import sigmoid
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

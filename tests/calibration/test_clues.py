@@ -13,7 +13,7 @@ from dspark.core import RULES, SamplingParams
 from dspark.data.prompts import Prompt
 from dspark.engine.engine import Engine
 from dspark.errors import DataError
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

@@ -20,9 +20,9 @@ from dspark.calibration.prompts import in_check
 from dspark.calibration.rounds import Judged, to_arrays
 from dspark.core import RULES, SamplingParams
 from dspark.data.prompts import Prompt
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter, whole_blocks
 

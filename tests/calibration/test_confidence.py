@@ -9,8 +9,8 @@ import torch
 
 from dspark.calibration import confidence
 from dspark.calibration.clues import ClueRounds
+from dspark.drafters.informed import InformedConfidence
 from dspark.errors import CheckpointError, DataError
-from dspark.models.informed import InformedConfidence
 
 K, C = 3, 12
 DECISIVE = 5  # the clue that slot k's acceptance hangs on

@@ -11,9 +11,9 @@ import pytest
 
 from dspark.artifacts import read_artifact, sha256_file
 from dspark.cli import main as cli
-from dspark.models.checkpoint import save_drafter
-from dspark.models.target import load_target
+from dspark.drafters.checkpoint import save_drafter
 from dspark.tables.calibration import CalibrationTable
+from dspark.targets.target import load_target
 from fakes import tiny_target_folder, write_jsonl
 from scripted import random_drafter
 

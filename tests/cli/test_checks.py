@@ -101,7 +101,7 @@ def test_there_are_many() -> None:
 def test_choices_are_those_of_the_loaders() -> None:
     """They are written down again where torch may not be imported."""
     from dspark.cli import checks
-    from dspark.models import target, weights
+    from dspark.targets import target, weights
 
     assert set(checks.DTYPES) == {"auto", *target.DTYPES}
     assert checks.WEIGHTS == weights.WEIGHTS

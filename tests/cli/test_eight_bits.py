@@ -11,9 +11,9 @@ from dspark import native
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.cli import serve
+from dspark.drafters.checkpoint import save_drafter
 from dspark.evaluation import floor
-from dspark.models.checkpoint import save_drafter
-from dspark.models.target import load_target
+from dspark.targets.target import load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

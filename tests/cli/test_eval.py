@@ -12,11 +12,11 @@ import torch
 
 from dspark.artifacts import read_artifact, sha256_file
 from dspark.cli import main as cli
+from dspark.drafters.checkpoint import load_drafter, save_drafter
 from dspark.engine.tables import cost_key, default_path
 from dspark.evaluation import evaluate
-from dspark.models.checkpoint import load_drafter, save_drafter
-from dspark.models.target import load_target
 from dspark.tables.cost import CostTable
+from dspark.targets.target import load_target
 from fakes import tiny_target_folder, write_jsonl
 from scripted import random_drafter
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from dspark.cli import main as cli
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
-from dspark.models.target import load_target
+from dspark.targets.target import load_target
 from tiny import tiny_drafter, tiny_home
 
 Run = Callable[..., tuple[int, str, str]]

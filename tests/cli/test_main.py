@@ -200,7 +200,7 @@ def test_doctor(
 def test_doctor_shows_kept_targets(
     capsys: pytest.CaptureFixture[str], tmp_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dspark.models.target import load_target
+    from dspark.targets.target import load_target
     from fakes import tiny_target_folder
 
     folder = tiny_target_folder(tmp_cache / "target", layers=1)

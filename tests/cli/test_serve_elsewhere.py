@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from dspark.cli import main as cli
-from dspark.models.checkpoint import save_drafter
-from dspark.models.target import load_target
+from dspark.drafters.checkpoint import save_drafter
+from dspark.targets.target import load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

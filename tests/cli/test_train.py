@@ -19,8 +19,8 @@ from dspark.artifacts import read_jsonl
 from dspark.cli import main as cli
 from dspark.cli.train import _Display
 from dspark.config import TrainConfig
-from dspark.models.checkpoint import load_drafter
-from dspark.models.target import load_target
+from dspark.drafters.checkpoint import load_drafter
+from dspark.targets.target import load_target
 from tiny import tiny_home, tiny_recipe
 
 Run = Callable[..., tuple[int, str, str]]

@@ -129,7 +129,7 @@ def files(folder: Path) -> set[str]:
 def test_the_second_run_stops_before_any_work(
     name: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("dspark.models.target.load_module", "dspark.models.target.load_spec"):
+    for module in ("dspark.targets.target.load_module", "dspark.targets.target.load_spec"):
         monkeypatch.setattr(module, lambda *_: pytest.fail("a model is loaded"))
     arguments, output = VERBS[name]
     if name == "compare --json":

@@ -15,7 +15,7 @@ from dspark.data.prompt_rows import Prompt, all_prompt_ids, prompt_from_row, pro
 from dspark.data.prompts import load_prompts, spread_prompts
 from dspark.errors import ConfigError, DataError, DSparkError
 from dspark.evaluation.cells import Dataset, questions_of
-from dspark.models.encoding import PromptEncoder
+from dspark.targets.encoding import PromptEncoder
 from fakes import write_jsonl
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}

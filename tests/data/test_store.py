@@ -16,8 +16,8 @@ import torch
 from dspark.data import store
 from dspark.data.responses import Response
 from dspark.data.store import Entry, Origin, StoredStates, hash_ids, write_index, write_shard
+from dspark.drafters.training_data import SequenceStates
 from dspark.errors import DataError, IncompatibleDrafterError
-from dspark.models.training_data import SequenceStates
 
 ORIGIN = Origin("some-model", 6, "bfloat16", (1, 3), "ab" * 32)
 LENGTHS = [(3, 4), (2, 9), (5, 2), (4, 4), (1, 7)]

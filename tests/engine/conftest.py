@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, load_target
+from dspark.drafters.drafter import Drafter
+from dspark.targets.target import Target, load_target
 from fakes import FAMILIES, tiny_target_folder
 from scripted import random_drafter
 

@@ -22,6 +22,7 @@ import torch
 
 from dspark.core import BLOCK as BLOCK_RULE
 from dspark.core import RULES, TOKEN, Batch, Request, StepRecord
+from dspark.drafters.informed import InformedConfidence
 from dspark.engine import auto
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.adaptive_policies import Causal, Pipelined
@@ -29,7 +30,6 @@ from dspark.engine.auto import Auto
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.maths import admission
-from dspark.models.informed import InformedConfidence
 from dspark.tables.cost import CostKey, CostTable, rising
 from exact import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
 from scripted import TableTarget, random_drafter
@@ -194,7 +194,7 @@ def test_a_clue_that_sees_the_token_itself_is_caught() -> None:
 def test_an_informed_head_that_sees_the_token_itself_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dspark.models.informed._one_later", lambda x_RKn: x_RKn)
+    monkeypatch.setattr("dspark.drafters.informed._one_later", lambda x_RKn: x_RKn)
     texts, requests = run(Causal(PolicyTables(COST), BLOCK), 8_000, head=True)
     assert len(lengths_by_first_token(requests)) >= 2
     assert min(p_values(texts, PLAIN)) < 1e-4

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from dspark.core import FinishReason, Request, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
 from dspark.engine.stream import Stream
 from dspark.errors import ConfigError, QueueFullError, RequestError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from scripted import answer, whole_blocks
 from staged import PARAMS, A, B, C, D, StagedEngine, plain, read, run
 

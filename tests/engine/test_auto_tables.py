@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from dspark.core import SamplingParams
+from dspark.drafters.checkpoint import load_drafter, save_drafter
+from dspark.drafters.drafter import Drafter
 from dspark.engine import tables
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.auto import Auto
@@ -16,11 +18,9 @@ from dspark.engine.engine import Engine
 from dspark.engine.measuring import measure_quickly, quick_sizes
 from dspark.engine.runner import Runner
 from dspark.errors import ConfigError, EngineError, IncompatibleDrafterError
-from dspark.models.checkpoint import load_drafter, save_drafter
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
 from dspark.tables.calibration import FILE, CalibrationEntry, CalibrationTable
 from dspark.tables.cost import CostTable
+from dspark.targets.target import Target
 from made_up import KEY
 from scripted import random_drafter
 

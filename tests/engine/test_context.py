@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dspark.core import Batch, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine import context
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Fixed
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from scripted import random_drafter, whole_blocks
 
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6, [7, 8, 9, 10, 11]]

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dspark.core import Request, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
 from dspark.errors import EngineError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from scripted import answer, random_drafter, whole_blocks
 from staged import read, run
 

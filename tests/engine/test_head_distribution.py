@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from dspark.core import SamplingParams
+from dspark.drafters import dspark
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length
-from dspark.models import dspark
 from exact import BLOCK, CUT, LENGTH, PLAIN, PROMPT, SLOTS, SMALL, STOP, Text, p_values
 from scripted import TableTarget, random_drafter
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from dspark.core import SamplingParams, StepOutput, TokenLogprobs
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import RequestError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6]
 

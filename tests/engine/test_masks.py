@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dspark import core
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from exact import BLOCK, PLAIN, PROMPT, SLOTS, SMALL, STOP, Text, p_values
 from scripted import ScriptedDrafter, TableTarget, answer, random_drafter, whole_blocks
 

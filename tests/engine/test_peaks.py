@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dspark.core import Request, RoundRecord, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.engine.peaks import FIRST_FITS, PeakSurvival
 from dspark.engine.survival import UNKNOWN_ACCEPTANCE
 from dspark.maths.sampling import probabilities
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from made_up import GREEDY
 from scripted import random_drafter
 

@@ -11,10 +11,10 @@ import pytest
 
 from dspark.artifacts import provenance, write_artifact
 from dspark.core import FinishReason, Request, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import RequestError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from scripted import whole_blocks
 
 psutil = pytest.importorskip("psutil")

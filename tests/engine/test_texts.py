@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dspark.core import Batch, FinishReason, SamplingParams, TokenKind
+from dspark.drafters.drafter import Drafter
 from dspark.engine import stats
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Fixed
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from fakes import FAMILIES
 from scripted import ScriptedDrafter, answer, random_drafter, texts, whole_blocks
 

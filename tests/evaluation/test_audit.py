@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dspark.core import BLOCK, TOKEN, Batch
+from dspark.drafters.drafter import Drafter
 from dspark.engine import judging
 from dspark.engine.policies import Policy
 from dspark.evaluation import audit, pace
 from dspark.maths import admission, block_verification, verification
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import TableTarget, random_drafter
 

@@ -12,12 +12,12 @@ import torch
 
 from dspark.core import Request, RoundRecord, SamplingParams, StepOutput, TokenKind
 from dspark.data.prompts import Prompt
+from dspark.drafters.checkpoint import load_drafter
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.evaluation import demo
 from dspark.evaluation.demo import Answer, Ways
-from dspark.models.checkpoint import load_drafter
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, load_module, load_target
+from dspark.targets.target import Target, load_module, load_target
 from tiny import tiny_drafter, tiny_home
 
 PARAMS = SamplingParams(max_new_tokens=24, ignore_stop=False)

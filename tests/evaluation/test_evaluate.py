@@ -26,7 +26,7 @@ from dspark.evaluation.cells import (
 )
 from dspark.evaluation.evaluate import Progress, answer, run
 from dspark.evaluation.trace import TraceFile, key_of
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from scripted import random_drafter
 from tiny import tiny_drafter, tiny_home
 

@@ -9,7 +9,7 @@ import pytest
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.evaluation import floor
-from dspark.models.target import load_module, load_target
+from dspark.targets.target import load_module, load_target
 from fakes import FAMILIES, tiny_target_folder
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dspark.errors import ConfigError
 from dspark.evaluation import head_cost
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

@@ -13,8 +13,8 @@ from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.errors import ConfigError
 from dspark.evaluation import floor, kernels
-from dspark.models.family import TargetSpec
-from dspark.models.products import all_shapes, count_weights, sample
+from dspark.targets.family import TargetSpec
+from dspark.targets.products import all_shapes, count_weights, sample
 from fakes import tiny_target_folder
 
 SPEC = TargetSpec("llama", 64, 3, 4, 2, 16, 96, 160, 1e-6, 512, layer_windows=(None, 8, None))

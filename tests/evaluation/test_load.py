@@ -10,7 +10,7 @@ from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
 from dspark.evaluation import load
 from dspark.evaluation.load import Lane, Load
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import answer, random_drafter
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from dspark.drafters.checkpoint import read_checkpoint
+from dspark.drafters.registry import make_drafter
 from dspark.errors import CheckpointError, ConfigError, DataError
 from dspark.evaluation.runs import find_runs, read_run
-from dspark.models.checkpoint import read_checkpoint
-from dspark.models.registry import make_drafter
 from dspark.training.trainer import Trainer
 from run_folders import log_line, write_run
 from tiny import tiny_home, tiny_recipe

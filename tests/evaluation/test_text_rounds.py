@@ -13,13 +13,13 @@ import torch
 from dspark.artifacts import read_jsonl
 from dspark.core import RULES, Request, SamplingParams
 from dspark.data.responses import Response
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import IncompatibleDrafterError
 from dspark.evaluation import text_rounds
 from dspark.evaluation.round_figures import figures
 from dspark.evaluation.text_rounds import Judged, Settings, looks_foreign, run
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from scripted import ScriptedDrafter, random_drafter, whole_blocks
 from tiny import tiny_home
 

@@ -11,9 +11,9 @@ from dspark import native
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.data.responses import load_responses
+from dspark.drafters.checkpoint import save_drafter
 from dspark.evaluation import weights
-from dspark.models.checkpoint import save_drafter
-from dspark.models.target import load_target
+from dspark.targets.target import load_target
 from fakes import write_jsonl
 from scripted import random_drafter
 from tiny import tiny_home

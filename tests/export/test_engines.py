@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from dspark.drafters.drafter import DrafterConfig
 from dspark.errors import ConfigError, DSparkError, IncompatibleDrafterError
 from dspark.export.engines import ENGINES, drafting, plan
 from dspark.export.plan import Drafting, Wish, script
-from dspark.models.drafter import DrafterConfig
 
 FULL = DrafterConfig(
     kind="dspark",

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dspark.drafters.checkpoint import load_drafter, save_drafter
 from dspark.errors import CheckpointError, ConfigError
 from dspark.export.standalone import export_folder, whole_drafter
-from dspark.models.checkpoint import load_drafter, save_drafter
-from dspark.models.target import load_target
+from dspark.targets.target import load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

@@ -21,7 +21,7 @@ from dspark.native import build, compiling
 TRY = """
 import os, warnings, torch
 from dspark import native
-from dspark.models.layers import PackedLinear
+from dspark.targets.layers import PackedLinear
 from dspark.native import compiling
 compiling.TIMEOUT_S = float(os.environ.get("TIMEOUT", compiling.TIMEOUT_S))
 compiling.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in compiling.FLAGS)  # soon done

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dspark import native
+from dspark.attention.kv_cache import Rows
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
-from dspark.models.kv_cache import Rows
-from dspark.models.layers import pack_linears
-from dspark.models.target import LeanTarget, load_target
+from dspark.targets.layers import pack_linears
+from dspark.targets.target import LeanTarget, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter
 

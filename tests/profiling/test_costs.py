@@ -15,9 +15,9 @@ from dspark.engine.engine import Engine
 from dspark.engine.runner import Runner
 from dspark.engine.tables import cost_key, default_path, kernel_level
 from dspark.errors import ConfigError
-from dspark.models.target import Target, load_target
 from dspark.profiling import costs
 from dspark.tables.cost import CostKey
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import answer, random_drafter
 

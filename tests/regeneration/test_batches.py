@@ -10,10 +10,10 @@ import pytest
 from dspark.artifacts import read_jsonl
 from dspark.data.prompts import Prompt
 from dspark.errors import ConfigError
-from dspark.models.target import Target, load_target
 from dspark.regeneration.batches import EngineBatch, make_batch
 from dspark.regeneration.plain_batch import PlainBatch
 from dspark.regeneration.regenerate import Progress, run
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "slots": 5, "seed": 3}

@@ -13,9 +13,9 @@ from dspark.cli.main import main
 from dspark.data.prompts import Prompt, load_prompts
 from dspark.data.responses import load_responses
 from dspark.errors import ConfigError, DataError, RequestError
-from dspark.models.target import Target, load_target
 from dspark.regeneration.mixture import Part
 from dspark.regeneration.regenerate import Progress, run
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder, write_jsonl
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 48, "slots": 4, "seed": 3, "max_len": 512}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.models.kv_cache import Rows
-from dspark.models.target import LeanTarget, load_target
+from dspark.attention.kv_cache import Rows
 from dspark.regeneration.graph_decoder import GraphDecoder, suits
+from dspark.targets.target import LeanTarget, load_target
 from fakes import tiny_target_folder
 
 FAMILIES = ("llama", "qwen3")

@@ -9,9 +9,9 @@ import torch
 from dspark.core import Request, SamplingParams
 from dspark.engine.engine import Engine
 from dspark.errors import EngineError, RequestError
-from dspark.models.target import LeanTarget, load_target
 from dspark.regeneration.graph_decoder import suits
 from dspark.regeneration.plain_batch import PlainBatch, choose
+from dspark.targets.target import LeanTarget, load_target
 from fakes import tiny_target_folder
 
 KINDS = ((0.0, 1.0), (0.6, 0.95), (1.0, 1.0), (1.3, 0.5))

@@ -17,9 +17,9 @@ from dspark.data.prompts import Prompt
 from dspark.data.responses import load_responses
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError, DataError
-from dspark.models.target import Target, load_target
 from dspark.regeneration.mixture import BOXED_SUFFIX, Part
 from dspark.regeneration.regenerate import Progress, run
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder, write_jsonl
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "slots": 4, "seed": 3}

@@ -13,11 +13,11 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from dspark.core import StepOutput
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, load_target
 from dspark.server.app import create_app
 from dspark.server.settings import Settings
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter, whole_blocks
 from serving import MODEL, PATIENCE_S, Live, listening

@@ -12,12 +12,12 @@ import pytest
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.core import SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.async_engine import AsyncEngine
 from dspark.errors import ConfigError, EngineError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
 from dspark.server import bench
 from dspark.server.bench import Load, Turn, TurnEngine
+from dspark.targets.target import Target
 from fakes import write_jsonl
 from scripted import whole_blocks
 from serving import soon

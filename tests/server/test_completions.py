@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from serving import CHAT, MODEL, TEXT, chat, events, refused, soon, text
 
 

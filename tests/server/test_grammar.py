@@ -9,11 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from dspark.core import FinishReason, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import RequestError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
 from dspark.server.grammar import JsonGrammars
+from dspark.targets.target import Target
 from scripted import whole_blocks
 from serving import CHAT, chat, refused
 

@@ -11,11 +11,11 @@ import torch
 from starlette.testclient import TestClient
 
 from dspark.core import TokenKind, TokenLogprobs
-from dspark.models.target import Target
-from dspark.models.token_bytes import TokenBytes
 from dspark.server.answer import Piece
 from dspark.server.text import Token
 from dspark.server.wire import CompletionWire
+from dspark.targets.target import Target
+from dspark.targets.token_bytes import TokenBytes
 from serving import CHAT, TEXT, chat, events, text
 
 

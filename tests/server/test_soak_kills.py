@@ -20,10 +20,10 @@ import pytest
 
 from dspark.artifacts import provenance, write_artifact
 from dspark.core import Batch, Request
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
 from dspark.server.completion import Completion
+from dspark.targets.target import Target
 from scripted import whole_blocks
 from serving import CHAT, Live, content, different_chats, listening, soon, streamed
 

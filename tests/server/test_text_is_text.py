@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from dspark.engine.engine import Engine
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from serving import CHAT, TEXT, chat, refused, text
 

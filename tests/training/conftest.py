@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from tiny import tiny_home
 
 

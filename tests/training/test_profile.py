@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from dspark.training import profile
 from dspark.training.profile import peak_memory_gib, profile_steps
 from tiny import tiny_recipe

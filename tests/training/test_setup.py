@@ -13,7 +13,7 @@ import torch
 
 from dspark.data.responses import Response, token_frequencies
 from dspark.errors import ConfigError, DataError, IncompatibleDrafterError
-from dspark.models.target import Target
+from dspark.targets.target import Target
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype, unused_token
 from fakes import START_ID, STOP_ID, write_jsonl
 from tiny import tiny_recipe

@@ -12,7 +12,7 @@ import torch
 from dspark.artifacts import read_jsonl
 from dspark.data.store import StoredStates, origin_of
 from dspark.errors import CheckpointError, ConfigError, DataError, IncompatibleDrafterError
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from dspark.training import store
 from dspark.training.states import StateCache
 from dspark.training.store import Plan, make_plan, write_store

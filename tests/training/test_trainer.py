@@ -24,10 +24,10 @@ from torch.utils._pytree import tree_flatten
 
 from dspark.artifacts import read_jsonl
 from dspark.config import TrainConfig
+from dspark.drafters.checkpoint import load_drafter
 from dspark.errors import CheckpointError, ConfigError
-from dspark.models.checkpoint import load_drafter
-from dspark.models.target import Target, load_target
 from dspark.signals import hold_interrupt
+from dspark.targets.target import Target, load_target
 from dspark.training import trainer as module
 from dspark.training.trainer import Trainer
 from dspark.training.trainer import run as run_training

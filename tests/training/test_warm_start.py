@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dspark.drafters.checkpoint import load_drafter, read_checkpoint, save_drafter
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.registry import make_drafter
+from dspark.drafters.training_data import AnchorDraw
 from dspark.errors import CheckpointError, ConfigError
-from dspark.models.checkpoint import load_drafter, read_checkpoint, save_drafter
-from dspark.models.drafter import Drafter
-from dspark.models.registry import make_drafter
-from dspark.models.target import Target
-from dspark.models.training_data import AnchorDraw
+from dspark.targets.target import Target
 from dspark.training.batches import training_sequences
 from dspark.training.trainer import Trainer
 from tiny import tiny_recipe

@@ -19,6 +19,8 @@ from dspark.calibration.rounds import Rounds
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.errors import DataError, IncompatibleDrafterError
 from dspark.maths.reliability import (
     auroc,
@@ -30,10 +32,8 @@ from dspark.maths.reliability import (
     noise_floor,
 )
 from dspark.maths.temperature_scaling import sequential_temperature_scaling
-from dspark.models.drafter import Drafter
-from dspark.models.dspark import DSparkDrafter
-from dspark.models.target import Target
 from dspark.tables.calibration import CalibrationEntry, confidence_logits
+from dspark.targets.target import Target
 
 CHECK_SCHEMA = "dspark.calibration_check/1"
 FEW_ROUNDS = 2000  # their noise alone makes about 1.5 % of ECE

@@ -26,12 +26,12 @@ from dspark.calibration.prompts import MAX_PROMPT, in_check, submit
 from dspark.core import BLOCK, DEFAULT_RULE, DraftBlock, Request, SamplingParams, Verdict
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.engine.engine import Engine
 from dspark.errors import DataError
 from dspark.maths.block_verification import block_survival
 from dspark.maths.verification import drafted_probability, overlap
-from dspark.models.dspark import DSparkDrafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 _PART = 2048  # rounds of a part file, some 20 MB
 
@@ -41,7 +41,7 @@ class ClueRounds:
     """Rounds of some answers, side by side.
 
     Attributes:
-        clues_NKC: float16, see `models.informed.clues`.
+        clues_NKC: float16, see `drafters.informed.clues`.
         goal_NK: probability that draft tokens 1 … k all pass, given those before k.
         known_NK: the round could say so: the slot was judged, and no stop token lies before it.
         accepted_N: draft tokens that did pass.

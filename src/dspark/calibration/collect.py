@@ -33,12 +33,12 @@ from dspark.core import (
 )
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import DataError
 from dspark.maths.block_verification import block_overlap
 from dspark.maths.verification import overlap
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 _FLUSH_S = 5.0
 _LAYOUT = 2  # of a part file's rows

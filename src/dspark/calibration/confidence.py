@@ -1,4 +1,4 @@
-"""Fit an informed confidence head to a drafter's own rounds (`models.informed`).
+"""Fit an informed confidence head to a drafter's own rounds (`drafters.informed`).
 
 What is fitted is the product: Π_{i≤k} σ(z_i) is to predict that draft tokens 1 … k all pass, so
 that a token drawn against the odds lowers what is said of all behind it.
@@ -22,12 +22,12 @@ from dspark.calibration.collect import OnProgress, about
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.informed import InformedConfidence
 from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
 from dspark.maths.reliability import auroc, mean_known
-from dspark.models.drafter import Drafter
-from dspark.models.dspark import DSparkDrafter
-from dspark.models.informed import InformedConfidence
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 SCHEMA = "dspark.confidence_fit/1"
 CHECK_SHARE = 0.1  # of the answers, to judge the head by

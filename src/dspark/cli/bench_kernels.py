@@ -18,7 +18,7 @@ from dspark.cli.common import (
 )
 from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
-from dspark.models.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
+from dspark.targets.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
 
 
 def command(
@@ -63,8 +63,8 @@ def command(
     from dspark import native
     from dspark.artifacts import provenance, write_artifact
     from dspark.evaluation import kernels
-    from dspark.models.target import load_spec, portable_name
     from dspark.reporting import roofline
+    from dspark.targets.target import load_spec, portable_name
 
     wanted, types = _words(levels) or list(native.usable()), _words(dtypes)
     kernels.check(wanted, types)

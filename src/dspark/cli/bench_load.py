@@ -37,12 +37,12 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
-from dspark.models.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
+    from dspark.drafters.drafter import Drafter
     from dspark.evaluation.load import Load
-    from dspark.models.drafter import Drafter
-    from dspark.models.target import Target
+    from dspark.targets.target import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _Way:
     @property
     def fields(self) -> dict[str, Any]:
         """What rows of this way say of the drafter."""
-        from dspark.models.target import portable_name
+        from dspark.targets.target import portable_name
 
         kind = None if self.model is None else self.model.config.kind
         return {"drafter": portable_name(self.drafter), "kind": kind}
@@ -124,7 +124,7 @@ def command(
     from dspark.data.prompts import spread_prompts
     from dspark.engine.engine import Engine
     from dspark.evaluation import load
-    from dspark.models.target import portable_name
+    from dspark.targets.target import portable_name
 
     levels = [load.Load(users=int(n)) for n in closed] + [load.Load(rate=rate) for rate in opened]
     skipped = BadRows(bad_rows)
@@ -197,7 +197,7 @@ def _others(named: Sequence[str], target: Target) -> list[_Way]:
         ConfigError: one is not of that form, or without a drafter.
         CheckpointError, IncompatibleDrafterError: see ``load_drafter``.
     """
-    from dspark.models.checkpoint import drafting_dtype, load_drafter
+    from dspark.drafters.checkpoint import drafting_dtype, load_drafter
 
     ways = []
     for text in named:

@@ -29,13 +29,13 @@ from dspark.cli.common import (
 )
 from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
-from dspark.models.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.core import SamplingParams
     from dspark.evaluation.answers import Answer
     from dspark.evaluation.peers import Ask, Peer
-    from dspark.models.target import Target
+    from dspark.targets.target import Target
 
 
 def command(
@@ -99,7 +99,7 @@ def command(
     from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import llama_cpp, peers
-    from dspark.models.target import portable_name
+    from dspark.targets.target import portable_name
 
     if llama_server is not None:
         llama_cpp.check_url(llama_server)  # before a model is loaded
@@ -198,8 +198,8 @@ def _at_level(
     room: int,
 ) -> list[Peer]:
     """This engine with a target of its own at a kernel level, as type and weights are."""
-    from dspark.models.products import on_level
     from dspark.native.levels import SWITCH
+    from dspark.targets.products import on_level
 
     def there(ask: Ask) -> Ask:
         def asked(ids: list[int], params: SamplingParams) -> Answer:
@@ -225,7 +225,7 @@ def _at_level(
 
 def _transformers(target: str, model: Target) -> list[Peer]:
     from dspark.evaluation.peers import transformers_peers
-    from dspark.models.target import load_module
+    from dspark.targets.target import load_module
 
     return transformers_peers(load_module(target, model.dtype_name, str(model.device))[0], model)
 

@@ -28,10 +28,10 @@ from dspark.cli.common import (
     serving_packages,
 )
 from dspark.cli.outputs import claim
-from dspark.models.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
-    from dspark.models.drafter import Drafter
+    from dspark.drafters.drafter import Drafter
     from dspark.server.bench import Load
 
 FIXED_LENGTH = 4  # of the policy unless told otherwise: both ways then do the same work
@@ -80,7 +80,7 @@ def command(
     from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.engine.adaptive import Adaptive
-    from dspark.models.target import portable_name
+    from dspark.targets.target import portable_name
 
     skipped = BadRows(bad_rows)
     prompts = spread_prompts(data, bad_rows=skipped)

@@ -23,7 +23,7 @@ from dspark.cli.common import (
     passing_bar,
 )
 from dspark.cli.outputs import claim
-from dspark.models.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
+from dspark.targets.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
 
 
 def command(

@@ -35,8 +35,8 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim, claim_kept
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import CheckpointError, ConfigError, DataError
-from dspark.models.default_target import DEFAULT_TARGET
 from dspark.tables.calibration import FILE as TABLE
+from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.calibration.collect import Progress
@@ -219,8 +219,8 @@ def _home(folder: Path) -> _Home:
         IncompatibleDrafterError: its table was made for other weights.
         DataError: its table is damaged.
     """
-    from dspark.models.checkpoint import load_calibration
-    from dspark.models.informed import FILE as CONFIDENCE
+    from dspark.drafters.checkpoint import load_calibration
+    from dspark.drafters.informed import FILE as CONFIDENCE
 
     weights, path = folder / "model.safetensors", folder / TABLE
     try:

@@ -94,7 +94,7 @@ def _prompt(text: str, given: Given) -> None:
 
 
 def _target(target: str, given: Given) -> None:
-    from dspark.models.default_target import KNOWN_TARGETS, resolve_target
+    from dspark.targets.default_target import KNOWN_TARGETS, resolve_target
 
     if target in KNOWN_TARGETS:
         return

@@ -12,7 +12,7 @@ import typer
 
 from dspark.core import check_rule
 from dspark.errors import CheckpointError, ConfigError, IncompatibleDrafterError
-from dspark.models.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
+from dspark.targets.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -240,8 +240,8 @@ def load_models(  # type: ignore[no-untyped-def]
     """
     import torch
 
-    from dspark.models.checkpoint import drafting_dtype, load_drafter
-    from dspark.models.target import load_target
+    from dspark.drafters.checkpoint import drafting_dtype, load_drafter
+    from dspark.targets.target import load_target
 
     if threads:
         torch.set_num_threads(threads)

@@ -19,7 +19,7 @@ from dspark.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dspark.data.held_out import Split
-    from dspark.models.target import Target
+    from dspark.targets.target import Target
 
 FEW_NAMED = 3  # answers that a warning names
 
@@ -56,7 +56,7 @@ def compare_rounds(
     from dspark.data.held_out import judging_answers
     from dspark.evaluation import text_rounds
     from dspark.evaluation.round_figures import SCHEMA, figures
-    from dspark.models.target import portable_name
+    from dspark.targets.target import portable_name
 
     model, _ = load_models(target, "none", dtype, threads)
     answers = judging_answers(sources, split, asked.limit, model.spec.vocab_size)
@@ -155,8 +155,8 @@ def common_split(folders: Mapping[str, Path]) -> Split:
 def _loaded(folders: Mapping[str, Path], target: Target) -> dict[str, Any]:
     """Drafters in the target's number type, not packed: whole texts go through them."""
     from dspark.artifacts import sha256_file
+    from dspark.drafters.checkpoint import WEIGHTS, load_drafter
     from dspark.evaluation.text_rounds import Judged, check_kinds
-    from dspark.models.checkpoint import WEIGHTS, load_drafter
 
     found = {}
     for name, folder in folders.items():

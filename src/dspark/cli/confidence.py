@@ -36,7 +36,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
-from dspark.models.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import DEFAULT_TARGET
 
 
 def command(
@@ -97,8 +97,8 @@ def command(
     from dspark.calibration import collect, confidence
     from dspark.calibration.prompts import choose_prompts
     from dspark.data.bad_rows import BadRows
-    from dspark.models.checkpoint import WEIGHTS, load_calibration
-    from dspark.models.informed import FILE, save_informed
+    from dspark.drafters.checkpoint import WEIGHTS, load_calibration
+    from dspark.drafters.informed import FILE, save_informed
     from dspark.tables.calibration import FILE as CALIBRATION
 
     claim(folder / CALIBRATION, folder / FILE, json_file)  # the first one, as `calibrate` does

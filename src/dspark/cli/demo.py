@@ -34,7 +34,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE, SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
-from dspark.models.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.evaluation.demo import Show
@@ -124,7 +124,7 @@ def command(
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     module = None
     if compare:
-        from dspark.models.target import load_module
+        from dspark.targets.target import load_module
 
         module = load_module(target, model.dtype_name, str(model.device))[0]
     console = Console(highlight=False)
@@ -205,7 +205,7 @@ class _Screen:
 
     def show(self, way: str, prompt: Any, output: Any) -> None:
         """One step's tokens, coloured by how they came about."""
-        from dspark.models.detokenize import TextStream
+        from dspark.targets.detokenize import TextStream
 
         if prompt.id != self.prompt_id:
             self.prompt_id, self.way = prompt.id, ""

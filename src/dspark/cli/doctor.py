@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dspark import __version__, artifacts
-from dspark.models import default_target
+from dspark.targets import default_target
 
 # Flags of /proc/cpuinfo that decide how fast matrix products are.
 FLAGS = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"]
@@ -84,13 +84,13 @@ def examine() -> dict[str, Any]:
 def _chosen(name: str) -> dict[str, str]:
     """What the default target runs with here, and why."""
     from dspark.cli.common import best_device
-    from dspark.models import kept
-    from dspark.models.choice import choose
+    from dspark.targets import kept
+    from dspark.targets.choice import choose
 
     if (place := kept.find_place(default_target.target_folder(name))) is not None:
         spec = place.spec
     else:
-        from dspark.models.target import load_spec
+        from dspark.targets.target import load_spec
 
         spec = load_spec(name)
     choice = choose(spec, device=best_device())
@@ -100,7 +100,7 @@ def _chosen(name: str) -> dict[str, str]:
 
 def _kept() -> dict[str, Any]:
     """Targets that are kept to start soon, and how much of them may be."""
-    from dspark.models import kept
+    from dspark.targets import kept
 
     found = kept.summary()
     return {

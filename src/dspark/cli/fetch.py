@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dspark.models.default_target import DEFAULT_TARGET
-from dspark.models.default_target import fetch as fetch_target
+from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import fetch as fetch_target
 
 
 def command(

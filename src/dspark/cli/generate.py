@@ -29,7 +29,7 @@ from dspark.cli.common import (
 from dspark.cli.texts import given_text
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
-from dspark.models.default_target import DEFAULT_TARGET
+from dspark.targets.default_target import DEFAULT_TARGET
 
 
 def command(
@@ -78,7 +78,7 @@ def command(
     check_prompt(prompt)
     from dspark.engine.engine import Engine
     from dspark.engine.stats import accepted_length
-    from dspark.models.detokenize import TextStream
+    from dspark.targets.detokenize import TextStream
 
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ids = model.encode(prompt, raw=raw, parse_special=parse_special)

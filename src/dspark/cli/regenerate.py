@@ -100,9 +100,9 @@ def command(
 
     import torch
 
-    from dspark.models.target import load_target
     from dspark.regeneration.conversations import opening
     from dspark.regeneration.regenerate import run
+    from dspark.targets.target import load_target
 
     if threads:
         torch.set_num_threads(threads)

@@ -26,8 +26,8 @@ from dspark.cli.common import (
 )
 from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
 from dspark.core import DEFAULT_RULE
-from dspark.models.default_target import DEFAULT_TARGET
 from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
+from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.engine.engine import Engine
@@ -134,8 +134,8 @@ def command(
     with serving_packages():
         from dspark.server.run import Server, bind, url_of
     from dspark.engine.engine import Engine
-    from dspark.models.target import portable_name
     from dspark.server.app import create_app
+    from dspark.targets.target import portable_name
 
     settings = Settings(
         model=portable_name(target),

@@ -12,8 +12,8 @@ import typer
 
 from dspark.cli.common import find_drafter
 from dspark.errors import ConfigError
-from dspark.models.default_target import resolve_target
 from dspark.server.settings import KEYS_VARIABLE, read_api_keys
+from dspark.targets.default_target import resolve_target
 
 if TYPE_CHECKING:
     from dspark.export.plan import Wish
@@ -68,11 +68,11 @@ def serve_elsewhere(ctx: typer.Context) -> None:
 
 def _wish(name: str, options: dict[str, Any]) -> Wish:
     """The options in terms of the models: folders instead of names, files made where needed."""
+    from dspark.drafters.checkpoint import read_checkpoint
     from dspark.export.engines import drafting
     from dspark.export.plan import Wish
     from dspark.export.standalone import export_folder, whole_drafter
-    from dspark.models.checkpoint import read_checkpoint
-    from dspark.models.target import portable_name
+    from dspark.targets.target import portable_name
 
     found = resolve_target(options["target"])
     target = str(found.absolute()) if isinstance(found, Path) else found

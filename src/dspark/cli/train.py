@@ -76,7 +76,7 @@ def command(
     chosen += [] if from_ is None else [f"drafter.start={json.dumps(from_)}"]
     loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
     check_recipe(loaded)
-    from dspark.models.registry import drafter_class
+    from dspark.drafters.registry import drafter_class
     from dspark.training.parallel import Parallel
 
     drafter_class(loaded.drafter.kind)  # a wrong name is heard of before a model loads

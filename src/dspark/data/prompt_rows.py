@@ -26,7 +26,7 @@ from dspark.data.bad_rows import BadRows
 from dspark.errors import DataError, PromptTooLongError, RequestError
 
 if TYPE_CHECKING:
-    from dspark.models.target import Target
+    from dspark.targets.target import Target
 
 Message = dict[str, Any]
 

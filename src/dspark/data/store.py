@@ -22,9 +22,9 @@ from torch import Tensor
 
 from dspark.artifacts import atomic_write_bytes, read_artifact, write_artifact
 from dspark.data.responses import Response
+from dspark.drafters.training_data import SequenceStates
 from dspark.errors import DataError, IncompatibleDrafterError
-from dspark.models.target import Target, portable_name
-from dspark.models.training_data import SequenceStates
+from dspark.targets.target import Target, portable_name
 
 SCHEMA = "dspark.store/1"
 INDEX = "store.json"

@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dspark.attention.kv_cache import Rows
 from dspark.core import Batch, Verdict, VerifyPlan
-from dspark.models.drafter import Drafter
-from dspark.models.kv_cache import Rows
+from dspark.drafters.drafter import Drafter
 
 # Rows that may wait, of all requests, so that the memory they hold is bounded. Beyond them the
 # oldest are taken in, some at a time: one after the other would cost as much as never to wait, and

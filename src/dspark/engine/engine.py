@@ -25,6 +25,7 @@ from dspark.core import (
     VerifyPlan,
     check_rule,
 )
+from dspark.drafters.drafter import Drafter
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.auto import Auto
 from dspark.engine.policies import Policy
@@ -33,8 +34,7 @@ from dspark.engine.runner import Runner
 from dspark.engine.scheduler import ADAPTIVE, Scheduler, parse_policy
 from dspark.engine.tables import find_or_measure, load_tables
 from dspark.errors import ConfigError, RequestError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 OnStep = Callable[[list[StepOutput]], None]
 

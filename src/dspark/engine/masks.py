@@ -61,7 +61,7 @@ def _failed(request: Request, found: str) -> EngineError:
 
 
 class GrammarMasks:
-    """Keeps drafts inside their requests' grammars (see `models.drafter.DraftMasks`).
+    """Keeps drafts inside their requests' grammars (see `drafters.drafter.DraftMasks`).
 
     A draft token outside the grammar could only be rejected; drawing among allowed ones wastes
     no verification.

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dspark.attention.kv_cache import Rows
 from dspark.core import DEFAULT_RULE, Batch, DraftBlock, Request, Verdict, VerifyPlan
+from dspark.drafters.drafter import Drafter
 from dspark.engine.context import DraftContext, pick
 from dspark.engine.judging import OnVerdict, best, draw_each, judge_greedy, judge_sampled
 from dspark.engine.logprobs import logprobs
 from dspark.engine.masks import GrammarMasks, has_grammar, mask_target
 from dspark.errors import EngineError
 from dspark.maths.rng import Use, uniform
-from dspark.models.drafter import Drafter
-from dspark.models.kv_cache import Rows
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 
 class Runner:

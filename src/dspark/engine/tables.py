@@ -16,15 +16,15 @@ import torch
 
 from dspark import native
 from dspark.artifacts import cache_dir, cpu_model, provenance
+from dspark.drafters.checkpoint import load_calibration
+from dspark.drafters.drafter import Drafter
 from dspark.engine.adaptive import PolicyTables
 from dspark.engine.measuring import measure_quickly, quick_context
 from dspark.engine.runner import Runner
 from dspark.errors import ConfigError, DSparkError
-from dspark.models.checkpoint import load_calibration
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target, portable_name
 from dspark.tables.calibration import CalibrationTable
 from dspark.tables.cost import CostKey, CostTable
+from dspark.targets.target import Target, portable_name
 
 T = TypeVar("T")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from dspark.attention.kv_cache import Rows
 from dspark.core import Request, SamplingParams, StepOutput
 from dspark.engine.engine import Engine
-from dspark.models.kv_cache import Rows
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 
 @dataclass(slots=True)

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from dspark.core import DEFAULT_RULE, FinishReason, Request, SamplingParams
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accepted_length
 from dspark.evaluation.answers import difference
 from dspark.evaluation.excess import ALPHA, Excess, Watch
 from dspark.evaluation.pace import Pace, share
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
-from dspark.models.weights import SAME
+from dspark.targets.target import Target
+from dspark.targets.weights import SAME
 
 __all__ = ["SCHEMA", "Excess", "Pace", "Plan", "Watch", "run"]
 

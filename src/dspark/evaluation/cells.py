@@ -19,17 +19,17 @@ from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
+from dspark.drafters.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.informed import FILE as CONFIDENCE
+from dspark.drafters.registry import make_drafter
 from dspark.engine.adaptive import Adaptive, PolicyTables
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
 from dspark.engine.scheduler import ADAPTIVE, parse_policy
 from dspark.errors import ConfigError, DataError, PromptTooLongError
 from dspark.evaluation.trace import Key
-from dspark.models.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
-from dspark.models.drafter import Drafter
-from dspark.models.informed import FILE as CONFIDENCE
-from dspark.models.registry import make_drafter
-from dspark.models.target import Target, portable_name
+from dspark.targets.target import Target, portable_name
 
 MEASURING_LEN = 128  # positions of an engine that only measures
 

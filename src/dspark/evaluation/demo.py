@@ -21,11 +21,11 @@ from dspark.core import DEFAULT_RULE, Request, SamplingParams, StepOutput
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompt_rows import all_prompt_ids
 from dspark.data.prompts import Prompt
+from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length, wasted_tokens
 from dspark.evaluation.answers import Answer, answer, answer_with_transformers, difference
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 SCHEMA = "dspark.demo/1"
 Show = Callable[[str, Prompt, StepOutput], None]

@@ -32,7 +32,7 @@ from dspark.evaluation.cells import (
 )
 from dspark.evaluation.trace import Key, TraceFile
 from dspark.maths.summary import macro
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 SCHEMA = "dspark.eval/1"
 WARM_UP_TOKENS = 16

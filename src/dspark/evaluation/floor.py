@@ -16,9 +16,9 @@ import torch
 from dspark import native
 from dspark.core import SamplingParams
 from dspark.engine.engine import Engine
-from dspark.models.family import TargetSpec
-from dspark.models.target import Target
-from dspark.models.weights import INT8
+from dspark.targets.family import TargetSpec
+from dspark.targets.target import Target
+from dspark.targets.weights import INT8
 
 SCHEMA = "dspark.floor/1"
 BUFFER = 2**30  # bytes read to measure the rate; far beyond any cache

@@ -2,7 +2,7 @@
 
 One request at a time decodes with the whole block verified. Rounds take turns with and without the
 heads, so drift of the machine's speed falls on all alike; the text is the target's either way. No
-text is written twice: transition biases are kept by token (`models.transitions`), and a text seen
+text is written twice: transition biases are kept by token (`drafters.transitions`), and a text seen
 before would find all of its own.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from dspark.core import SamplingParams
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.dspark import DSparkDrafter
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError
-from dspark.models.drafter import Drafter
-from dspark.models.dspark import DSparkDrafter
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 SCHEMA = "dspark.head_cost/1"
 WAYS = ("both heads", "sequential head", "no head")

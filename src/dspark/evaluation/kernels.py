@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from dspark import native
+from dspark.attention.kv_cache import KVCache, Rows
+from dspark.attention.ragged import CachedAttention
 from dspark.errors import ConfigError
 from dspark.evaluation import floor
-from dspark.models.attention import CachedAttention
-from dspark.models.family import TargetSpec
-from dspark.models.kv_cache import KVCache, Rows
-from dspark.models.products import (
+from dspark.targets.family import TargetSpec
+from dspark.targets.products import (
     Shape,
     all_shapes,
     by_level,

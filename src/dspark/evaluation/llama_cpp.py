@@ -14,7 +14,7 @@ from dspark.core import SamplingParams
 from dspark.errors import ConfigError, DataError
 from dspark.evaluation.answers import Answer, answer_elsewhere
 from dspark.evaluation.peers import Peer
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 BINDINGS, SERVER = "llama-cpp-python", "llama-server"
 ANSWER_WITHIN_S = 600.0

@@ -24,7 +24,7 @@ from dspark.evaluation.answers import Answer, answer, answer_with_transformers, 
 from dspark.evaluation.cells import Contender
 from dspark.maths.bootstrap import Floats, ratio, resample_counts
 from dspark.maths.summary import rounded, rounded_interval
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 SCHEMA = "dspark.peers/1"
 LOOKUP_TOKENS = 10  # that prompt lookup drafts, as its documentation has it

@@ -25,13 +25,13 @@ from dspark import __version__
 from dspark.artifacts import append_jsonl, read_jsonl
 from dspark.core import DEFAULT_RULE
 from dspark.data.responses import Response
+from dspark.drafters.chain import ChainDrafter
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.dspark import DSparkDrafter
+from dspark.drafters.training_data import AnchorDraw, SequenceStates, TrainingSequence
 from dspark.errors import IncompatibleDrafterError
 from dspark.maths.rounds import expected_rounds, standing, standing_greedily
-from dspark.models.chain import ChainDrafter
-from dspark.models.drafter import Drafter
-from dspark.models.dspark import DSparkDrafter
-from dspark.models.target import Target
-from dspark.models.training_data import AnchorDraw, SequenceStates, TrainingSequence
+from dspark.targets.target import Target
 
 # Logits held at a time: few enough to stay near a processor's cache.
 _CHUNK = {"cpu": 2**22, "cuda": 2**26}

@@ -23,9 +23,9 @@ from dspark.data.responses import Response, check_vocabulary
 from dspark.evaluation.cells import load_contender
 from dspark.evaluation.peers import OnAnswer, Peer, drafted_peer, plain_peer
 from dspark.evaluation.peers import run as take_turns
-from dspark.models.products import on_level
-from dspark.models.target import LeanTarget, load_target
-from dspark.models.weights import INT8, SAME
+from dspark.targets.products import on_level
+from dspark.targets.target import LeanTarget, load_target
+from dspark.targets.weights import INT8, SAME
 
 SCHEMA = "dspark.weights/1"
 ROWS = 128  # of logits held at a time

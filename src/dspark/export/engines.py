@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dspark.drafters.drafter import DrafterConfig
 from dspark.engine.policies import Threshold
 from dspark.engine.scheduler import ADAPTIVE, parse_policy
 from dspark.errors import ConfigError, IncompatibleDrafterError
 from dspark.export.plan import Drafting, Plan, Wish, check_nodes
-from dspark.models.drafter import DrafterConfig
 
 RAY_PORT, SGLANG_PORT = 6379, 20000
 GGUF_TYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}

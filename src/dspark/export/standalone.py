@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dspark.artifacts import atomic_folder, cache_dir
 from dspark.artifacts.locks import is_lock
+from dspark.drafters.checkpoint import CONFIG, WEIGHTS, read_checkpoint
 from dspark.errors import CheckpointError, ConfigError
-from dspark.models.checkpoint import CONFIG, WEIGHTS, read_checkpoint
 
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 

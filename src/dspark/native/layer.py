@@ -195,7 +195,7 @@ class NativeBatch:
     """The rows of one forward as the kernel reads them.
 
     Args:
-        tables: cosines and sines [T, 1, P] (``models.layers.rotary``).
+        tables: cosines and sines [T, 1, P] (``targets.layers.rotary``).
         slots_T, positions_T: where each row belongs.
         seen: for each row the first position it sees, and the one after the last; not needed to
             :meth:`write`.

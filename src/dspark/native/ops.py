@@ -227,7 +227,7 @@ def gate(gate_up: Tensor, silu: bool) -> Tensor:
 
 
 def rotate(x_THP: Tensor, cos_T1P: Tensor, sin_T1P: Tensor) -> Tensor:
-    """Rotary embedding of heads; the sine carries the sign (``models.layers.rotary``)."""
+    """Rotary embedding of heads; the sine carries the sign (``targets.layers.rotary``)."""
     assert x_THP.dtype is cos_T1P.dtype is sin_T1P.dtype
     x_THP = _heads_together(x_THP)
     cos_T1P, sin_T1P = cos_T1P.contiguous(), sin_T1P.contiguous()

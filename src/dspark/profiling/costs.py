@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from dspark.core import DraftBlock
+from dspark.drafters.drafter import Drafter
 from dspark.engine.measuring import Stand, Times
 from dspark.engine.runner import Runner
 from dspark.errors import ConfigError
-from dspark.models.drafter import Drafter
-from dspark.models.target import Target
 from dspark.tables.cost import CostKey, CostTable
+from dspark.targets.target import Target
 
 OnRepeat = Callable[[int, int], None]
 

@@ -10,9 +10,9 @@ import torch
 from dspark.core import Request, SamplingParams
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError
-from dspark.models.target import Target
 from dspark.regeneration.graph_decoder import suits
 from dspark.regeneration.plain_batch import PlainBatch
+from dspark.targets.target import Target
 
 Decoder = Literal["auto", "engine", "graph"]
 _READY = 16  # requests kept in line, so that slots never wait for the tokenizer

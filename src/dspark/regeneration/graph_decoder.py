@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.models.attention import PackedAttention
-from dspark.models.lean import Rotary
-from dspark.models.target import LeanTarget, Target
+from dspark.attention.ragged import PackedAttention
+from dspark.targets.lean import Rotary
+from dspark.targets.target import LeanTarget, Target
 
 # A step reads every slot's keys up to one of these lengths, each a graph of its own.
 LENGTHS = (384, 640)

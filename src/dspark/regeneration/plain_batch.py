@@ -22,8 +22,8 @@ from dspark.core import FinishReason, Request, SamplingParams
 from dspark.errors import RequestError
 from dspark.maths.rng import Use, uniform
 from dspark.maths.sampling import check_rows, draw, probabilities
-from dspark.models.target import LeanTarget
 from dspark.regeneration.graph_decoder import GraphDecoder
+from dspark.targets.target import LeanTarget
 
 PREFILL_ROWS = 16_384  # prompt rows of a pass, padding to its longest included
 _CHUNK = 2**26  # float32 numbers of a distribution that is drawn from at once

@@ -24,7 +24,6 @@ from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.data.responses import ResponseRow
 from dspark.errors import ConfigError, DataError, PromptTooLongError, RequestError
-from dspark.models.target import Target
 from dspark.regeneration.batches import Batch, Decoder, make_batch
 from dspark.regeneration.conversations import Talk, opening, taken_up
 from dspark.regeneration.mixture import (
@@ -34,6 +33,7 @@ from dspark.regeneration.mixture import (
     sampling_params,
     worded,
 )
+from dspark.targets.target import Target
 
 MAX_LEN = 1024
 _FLUSH_ROWS, _FLUSH_S = 16, 2.0

@@ -10,10 +10,10 @@ from time import perf_counter
 from dspark.core import FinishReason, RoundRecord, StepOutput
 from dspark.engine.stream import Event, Stream
 from dspark.errors import DSparkError
-from dspark.models.detokenize import TextStream, TokenTexts
 from dspark.server.errors import stopping
 from dspark.server.metrics import Metrics
 from dspark.server.text import StopStrings, Token
+from dspark.targets.detokenize import TextStream, TokenTexts
 
 Emit = Callable[["Piece | Exception"], None]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from dspark.errors import RequestError
-from dspark.models.target import Target
+from dspark.targets.target import Target
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from dspark.core import Grammar, SamplingParams
 from dspark.engine.async_engine import AsyncEngine
 from dspark.errors import PromptTooLongError, RequestError
-from dspark.models.detokenize import TokenTexts
-from dspark.models.target import Target
-from dspark.models.token_bytes import TokenBytes
 from dspark.server.errors import ApiError, refusal
 from dspark.server.monitor import Monitor
 from dspark.server.schema import ChatRequest, CompletionRequest
 from dspark.server.settings import Settings
+from dspark.targets.detokenize import TokenTexts
+from dspark.targets.target import Target
+from dspark.targets.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
     from dspark.server.grammar import JsonGrammars

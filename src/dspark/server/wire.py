@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from uuid import uuid4
 
 from dspark.core import RoundRecord
-from dspark.models.token_bytes import TokenBytes
 from dspark.server.answer import Answer, Piece
 from dspark.server.text import Token
+from dspark.targets.token_bytes import TokenBytes
 
 Json = dict[str, Any]
 LEAST_LOGPROB = -9999.0  # JSON has no minus infinity

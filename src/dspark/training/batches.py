@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from dspark.data.responses import Response
-from dspark.models.training_data import SequenceStates, TrainingSequence
+from dspark.drafters.training_data import SequenceStates, TrainingSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,10 @@ import torch
 from dspark.config import TrainConfig
 from dspark.data.responses import Response
 from dspark.data.store import StoredStates, origin_of
+from dspark.drafters.training_data import AnchorDraw, SequenceStates, TrainingBatch
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
-from dspark.models.target import Target, load_target
-from dspark.models.training_data import AnchorDraw, SequenceStates, TrainingBatch
+from dspark.targets.target import Target, load_target
 from dspark.training.batches import Visit, share, training_sequences, visits
 from dspark.training.metrics import Meter, PhaseTimer
 from dspark.training.optimisation import loss_weights_at, lr_share, make_optimisers

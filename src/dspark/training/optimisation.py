@@ -7,8 +7,8 @@ import math
 import torch
 
 from dspark.config import LossSection, OptimSection, at_share
+from dspark.drafters.drafter import Drafter
 from dspark.maths.losses import LossWeights
-from dspark.models.drafter import Drafter
 
 
 def make_optimisers(model: Drafter, config: OptimSection) -> list[torch.optim.Optimizer]:

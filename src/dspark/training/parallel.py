@@ -21,10 +21,10 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.training_data import TrainingBatch
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
-from dspark.models.drafter import Drafter
-from dspark.models.training_data import TrainingBatch
 
 Value = TypeVar("Value")
 

@@ -21,16 +21,16 @@ from dspark.data.responses import (
     split_held_out,
     token_frequencies,
 )
-from dspark.errors import ConfigError, DataError
-from dspark.models.drafter import (
+from dspark.drafters.drafter import (
     Drafter,
     DrafterConfig,
     check_fits,
     default_tap_ids,
     fit_to_target,
 )
-from dspark.models.registry import drafter_class, make_drafter
-from dspark.models.target import Target, portable_name
+from dspark.drafters.registry import drafter_class, make_drafter
+from dspark.errors import ConfigError, DataError
+from dspark.targets.target import Target, portable_name
 from dspark.training.warm_start import Start, begin, check_shape, drafted_ids
 
 TOO_SHORT = "shorter than two tokens"

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dspark.data.responses import Response
-from dspark.models.target import Target
-from dspark.models.training_data import SequenceStates
+from dspark.drafters.training_data import SequenceStates
+from dspark.targets.target import Target
 
 
 def bytes_per_sequence(response: Response, target: Target, taps: int) -> int:

@@ -27,9 +27,9 @@ from dspark.data.store import (
     write_index,
     write_shard,
 )
+from dspark.drafters.drafter import check_fits
 from dspark.errors import DataError
-from dspark.models.drafter import check_fits
-from dspark.models.target import Target, load_target
+from dspark.targets.target import Target, load_target
 from dspark.training.guards import check_writable
 from dspark.training.setup import drafter_config, load_data, pick_training_dtype
 from dspark.training.states import StateCache, bytes_per_sequence

@@ -14,9 +14,9 @@ from typing import Any
 
 from dspark.config import TrainConfig
 from dspark.data.responses import token_frequencies
+from dspark.drafters.checkpoint import save_drafter
+from dspark.drafters.drafter import Drafter
 from dspark.errors import ConfigError
-from dspark.models.checkpoint import save_drafter
-from dspark.models.drafter import Drafter
 from dspark.signals import hold_interrupt, note_interrupts
 from dspark.training.guards import check_writable, quiet_denormals
 from dspark.training.learner import Counters, Learner, Report

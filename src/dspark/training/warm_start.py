@@ -21,11 +21,11 @@ from torch import Tensor
 
 from dspark.artifacts import sha256_file
 from dspark.config import DrafterSection, TrainConfig
+from dspark.drafters.checkpoint import CONFIG, SHARED_KEYS, WEIGHTS, read_checkpoint
+from dspark.drafters.checkpoint_config import config_from_json, config_to_json
+from dspark.drafters.drafter import Drafter, DrafterConfig
 from dspark.errors import CheckpointError, ConfigError
-from dspark.models.checkpoint import CONFIG, SHARED_KEYS, WEIGHTS, read_checkpoint
-from dspark.models.checkpoint_config import config_from_json, config_to_json
-from dspark.models.default_target import shipped_drafter
-from dspark.models.drafter import Drafter, DrafterConfig
+from dspark.targets.default_target import shipped_drafter
 from dspark.training.snapshot import read_counters, reading
 
 FAMILIES = (("dspark", "dflash"), ("eagle3",), ("mtp",))  # kinds with the same layers
