@@ -11,11 +11,15 @@ from starlette.testclient import TestClient
 
 from dspark.core import Request, RoundRecord, SamplingParams, StepOutput, StepStats, TokenKind
 from dspark.engine.adaptive import PolicyTables
+from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError
 from dspark.server.history import History
 from dspark.server.metrics import Gauges, Metrics
+from dspark.server.monitor import Monitor
+from dspark.server.settings import Settings
 from dspark.tables.cost import CostKey, CostTable
+from dspark.targets.target import Target
 from scripted import random_drafter
 from serving import CHAT, TEXT, chat, text
 
@@ -99,6 +103,18 @@ def test_a_step_counts_acceptance_by_position() -> None:
     assert read(f"{prefix}_drafts_total") == 5
     assert read("dspark:generation_tokens_total") == 3 + 1 + 2 + 4 + 4 + 1 + 3
     assert read("dspark:prompt_tokens_total") == 1
+
+
+def test_a_step_takes_as_long_as_all_its_parts(target: Target) -> None:
+    engine = Engine(target, random_drafter(target, 2), "fixed:2", slots=1, max_len=64)
+    engine.stats = StepStats(steps=1, schedule_s=7.0)
+    monitor = Monitor(engine, Settings(model="tiny"))
+    monitor.watch(AsyncEngine(engine))
+    engine.stats.draft_s, engine.stats.verify_s = 0.25, 0.5
+    engine.stats.schedule_s, engine.stats.other_s = 7.125, 0.0625
+    monitor.on_step([])
+    registry = monitor.metrics.registry
+    assert registry.get_sample_value("dspark:step_seconds_sum") == 0.25 + 0.5 + 0.125 + 0.0625
 
 
 def test_history_has_a_point_a_second() -> None:

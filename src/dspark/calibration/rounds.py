@@ -62,10 +62,8 @@ def outcomes(
     valid = np.zeros_like(accepted)
     room = max_new_tokens - 1  # the first token comes with the prompt and belongs to no round
     for n, record in enumerate(records):
-        # A token drawn after the accepted ones shows that the next slot was judged.
-        rejected = record.committed > record.accepted and record.accepted < record.verified
         accepted[n] = slots_K <= record.accepted
-        valid[n] = (slots_K <= room) & (accepted[n] | rejected)
+        valid[n] = (slots_K <= room) & (accepted[n] | record.rejected)
         room -= record.committed
     return accepted, valid
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 
 from dspark.core.requests import Request, RoundRecord
@@ -89,3 +89,8 @@ class StepStats:
     def seconds(self) -> float:
         """All of it."""
         return self.draft_s + self.verify_s + self.schedule_s + self.other_s
+
+    def since(self, earlier: StepStats) -> StepStats:
+        """What was added after an earlier copy of these totals."""
+        names = [field.name for field in fields(self)]
+        return StepStats(**{name: getattr(self, name) - getattr(earlier, name) for name in names})

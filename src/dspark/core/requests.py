@@ -115,6 +115,15 @@ class RoundRecord:
     stopped: bool = False
     confidence: tuple[float, ...] = ()
 
+    @property
+    def rejected(self) -> bool:
+        """The position after the accepted ones was judged and failed.
+
+        Only a token drawn after the accepted ones shows that. Behind an accepted stop token, or
+        where the length limit cut the round, the next position was not judged.
+        """
+        return self.committed > self.accepted and self.accepted < self.verified
+
 
 @dataclass(slots=True, eq=False)  # two requests are never the same one
 class Request:

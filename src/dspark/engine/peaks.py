@@ -74,10 +74,7 @@ class PeakSurvival(Survival):
         if params.grammar is not None or not record.confidence:
             return False
         way = self._way(params)
-        # A token drawn behind the accepted ones shows that the next slot was judged. Behind an
-        # accepted stop token, or where the length limit cut the round, none was.
-        rejected = record.committed > record.accepted and record.accepted < record.verified
-        told = record.accepted + rejected
+        told = record.accepted + record.rejected
         way.rounds.append(_Round(record.confidence, record.accepted, told))
         way.seen += 1
         if way.seen not in FIRST_FITS and way.seen % FIT_EVERY:

@@ -35,8 +35,7 @@ def accept_counts(requests: Iterable[Request]) -> list[tuple[int, int]]:
     for record in rounds:
         for k in range(record.accepted):
             accepted[k] += 1
-        # Only a token drawn after the accepted ones shows that the next slot was judged.
-        if record.committed > record.accepted and record.accepted < record.verified:
+        if record.rejected:
             rejected[record.accepted] += 1
     return [(yes, yes + no) for yes, no in zip(accepted, rejected, strict=True)]
 

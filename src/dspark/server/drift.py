@@ -107,8 +107,7 @@ class Drift:
             return
         # What `calibration.rounds.outcomes` says, without arrays: this runs for every round.
         accepted, verified = record.accepted, record.verified
-        rejected = record.committed > accepted and accepted < verified
-        told = min(verified if rejected else accepted, room, verified)
+        told = min(verified if record.rejected else accepted, room, verified)
         key = (params.temperature, params.top_p, params.top_k)
         with self._lock:
             self._rounds.append(_Round(key, sure, accepted, told))

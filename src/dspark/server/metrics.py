@@ -107,7 +107,7 @@ class Metrics:
                 if record.accepted:
                     accepted_at += [0] * (record.accepted - len(accepted_at))
                     accepted_at[record.accepted - 1] += 1
-        self._step.observe(stats.draft_s + stats.verify_s + stats.other_s)
+        self._step.observe(stats.seconds)
         self._generated.inc(sum([len(output.token_ids) for output in outputs]))
         for counter, count in (
             (self._prompt, prompt),

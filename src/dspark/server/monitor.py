@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from dspark.core import StepOutput, StepStats
+from dspark.core import StepOutput
 from dspark.engine.adaptive import Adaptive
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
@@ -66,7 +66,8 @@ class Monitor:
 
     def on_step(self, outputs: list[StepOutput]) -> None:
         """Take one step's outputs in."""
-        stats = self._since_last()
+        stats = self._engine.stats.since(self._last)
+        self._last = replace(self._engine.stats)
         queue = self._engine.queue
         self._cache_use = queue.held / queue.cache_len
         records = [output.record for output in outputs if output.record is not None]
@@ -114,19 +115,6 @@ class Monitor:
             refit.entry.temperature,
             refit.before,
             refit.after,
-        )
-
-    def _since_last(self) -> StepStats:
-        """The engine's figures of the step that just ended."""
-        now, last = self._engine.stats, self._last
-        self._last = replace(now)
-        return StepStats(
-            draft_s=now.draft_s - last.draft_s,
-            verify_s=now.verify_s - last.verify_s,
-            other_s=now.other_s - last.other_s,
-            steps=now.steps - last.steps,
-            batch_tokens=now.batch_tokens - last.batch_tokens,
-            committed=now.committed - last.committed,
         )
 
     def drift(self) -> DriftReport | None:
