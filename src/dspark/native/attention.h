@@ -1,16 +1,19 @@
 // Writes the keys and values of new rows into the cache, then attends: every row to its own
 // request's positions.
 //
-// Cache of one layer: [slots, kv_heads, max_len, size]. Scores of a query are all kept, so the
-// softmax is the plain one; its sums run over positions in order, whatever the batch.
+// Cache of one layer: [slots, kv_heads, max_len, size]. Rows of one request that follow each other
+// share the reading of keys and values. Positions are taken in chunks that begin at multiples of
+// CHUNK: in each chunk a query has scores, their soft-max and a sum of values, all added up in the
+// order of positions, and its chunks are put together in order. So none of a row's numbers depends
+// on the rows beside it or on the threads.
 #pragma once
 
-
-#include "kernels.h"
+#include "chunks.h"
 
 namespace dspark::DSPARK_LEVEL {
 
-constexpr long TOGETHER = 4;  // query heads that share a reading of values
+constexpr long CHUNK = 128;        // positions
+constexpr long MOST_QUERIES = 32;  // that share a reading of a key
 
 template <class T>
 struct Attention {
@@ -21,141 +24,97 @@ struct Attention {
     long q_stride, k_stride, v_stride;
     long rows, heads, kv_heads, size, max_len;
     float scale;
+
+    long groups() const { return heads / kv_heads; }  // queries that share keys and values
 };
 
-#if defined(__AVX512BF16__)
-using WideQuery = bf16;  // as it is
+struct Span {
+    long begin, end;  // positions
+};
 
-inline floats add_pairs(floats sum, const bf16* q, const bf16* k) {
-    return bits_of<floats>(_mm512_dpbf16_ps(bits_of<__m512>(sum),
-                                            bits_of<__m512bh>(_mm512_loadu_si512(q)),
-                                            bits_of<__m512bh>(_mm512_loadu_si512(k))));
-}
-#else
-using WideQuery = float;  // widened once: of each two vectors the even numbers, then the odd ones
-
-inline floats add_pairs(floats sum, const float* q, const bf16* k) {
-    words pairs;
-    std::memcpy(&pairs, k, sizeof pairs);
-    sum += load(q) * bits_of<floats>(pairs << 16);
-    return sum + load(q + LANES) * bits_of<floats>(pairs & 0xffff0000u);
-}
-#endif
-
-// Adds the products of one query with N keys that follow each other, all sums side by side.
-template <int N, class Q, class T>
-inline void add_products(floats* sums, const Q* q, const T* keys, long size) {
-    long i = 0;
-    if constexpr (sizeof(T) == 2)
-        for (; i + 2 * LANES <= size; i += 2 * LANES)
-#pragma GCC unroll 16
-            for (int n = 0; n < N; n++) sums[n] = add_pairs(sums[n], q + i, keys + n * size + i);
-    for (; i < size; i += LANES)
-#pragma GCC unroll 16
-        for (int n = 0; n < N; n++) sums[n] += load(q + i) * load(keys + n * size + i);
+inline Span common(Span a, Span b) {
+    return {a.begin > b.begin ? a.begin : b.begin, smaller(a.end, b.end)};
 }
 
-inline const float* query(const float* q, long, long) { return q; }
+// Rows of one request that follow each other, and the key-value head they are attended with.
+struct Unit {
+    long row, rows, kv_head, queries;
+    long first_chunk, chunks;
+};
 
-// `count` queries as keys of bfloat16 are multiplied with them.
-inline const WideQuery* query(const bf16* q, [[maybe_unused]] long count,
-                              [[maybe_unused]] long size) {
-#if defined(__AVX512BF16__)
-    return q;
-#else
-    float* wide = scratch<float>(QUERY, count * size);
-    for (long g = 0; g < count; g++, q += size) {
-        float* to = wide + g * size;
-        long i = 0;
-        for (; i + 2 * LANES <= size; i += 2 * LANES)
-            for (long lane = 0; lane < LANES; lane++) {
-                to[i + lane] = bits_of<float>(uint32_t(q[i + 2 * lane].bits) << 16);
-                to[i + LANES + lane] = bits_of<float>(uint32_t(q[i + 2 * lane + 1].bits) << 16);
-            }
-        for (; i < size; i += LANES) store(to + i, load(q + i));
+// The queries of a unit, widened, [queries, size].
+template <class T>
+const float* queries_of(const Attention<T>& job, const Unit& unit) {
+    const long size = job.size, together = job.groups() * size;
+    float* wide = scratch<float>(Use::queries, unit.queries * size);
+    for (long r = 0; r < unit.rows; r++) {
+        const T* q = job.q + (unit.row + r) * job.q_stride + unit.kv_head * together;
+        for (long i = 0; i < together; i += LANES) store(wide + r * together + i, load(q + i));
     }
     return wide;
-#endif
 }
 
-// Scores of one query with a vector of keys that follow each other; those past `count` are -inf.
-template <class Q, class T>
-inline floats scores_of(const Q* q, const T* keys, long count, long size, float scale) {
-    floats sums[LANES] = {};
-    if (count >= LANES) {
-        add_products<LANES>(sums, q, keys, size);
-        return sums_of(sums) * scale;
-    }
-    for (int i = 0; i < count; i++) add_products<1>(sums + i, q, keys + i * size, size);
-    floats scores = sums_of(sums) * scale;
-    for (long i = count; i < LANES; i++) scores[i] = -__builtin_inff();
-    return scores;
-}
-
-// Scores become weights that sum to one but for the factor returned. Whole vectors of `length`.
-inline float soft_max(float* scores, long length) {
-    floats top = all(-__builtin_inff());
-    for (long i = 0; i < length; i += LANES) top = largest(top, load(scores + i));
-    float highest = top[0];
-    for (int i = 1; i < LANES; i++) highest = top[i] > highest ? top[i] : highest;
-    floats total = {};
-    for (long i = 0; i < length; i += LANES) {
-        const floats weight = exp(load(scores + i) - highest);
-        total += weight;
-        store(scores + i, weight);
-    }
-    return 1.0f / sum(total);
-}
-
-// Mix LANES · C numbers of the values for G queries, whose weights lie `stride` apart.
-template <class T, int C, int G>
-void mix(const T* values, const float* weights, long stride, const float* factors, long count,
-         long size, T* out) {
-    floats sums[G][C] = {};
-    for (long i = 0; i < count; i++) {
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++) {
-            const floats value = load(values + i * size + c * LANES);
-#pragma GCC unroll 4
-            for (int g = 0; g < G; g++) sums[g][c] += all(weights[g * stride + i]) * value;
-        }
-    }
-    for (int g = 0; g < G; g++)
-        for (int c = 0; c < C; c++) store(out + g * size + c * LANES, sums[g][c] * factors[g]);
-}
-
-template <class T, int G>
-void mix_all(const T* values, const float* weights, long stride, const float* factors, long count,
-             long size, T* out) {
-    long at = 0;
-    for (; at + 4 * LANES <= size; at += 4 * LANES)
-        mix<T, 4, G>(values + at, weights, stride, factors, count, size, out + at);
-    for (; at < size; at += LANES)
-        mix<T, 1, G>(values + at, weights, stride, factors, count, size, out + at);
-}
-
-// `count` query heads from `head` on, of one row; they share one key-value head.
+// One chunk of a unit: a part of each query into `parts`.
 template <class T>
-void attend(const Attention<T>& job, long row, long head, long count) {
-    const long kv_head = head / (job.heads / job.kv_heads), size = job.size;
-    const long first = job.firsts[row], length = job.stops[row] - first;
-    const long start = ((job.slots[row] * job.kv_heads + kv_head) * job.max_len + first) * size;
-    const long stride = (length + LANES - 1) / LANES * LANES;
-    float* scores = scratch<float>(SCORES, count * stride);
-    const auto* q = query(job.q + row * job.q_stride + head * size, count, size);
-    for (long i = 0; i < length; i += LANES)
-        for (long g = 0; g < count; g++)
-            store(&scores[g * stride + i],
-                  scores_of(q + g * size, job.keys + start + i * size, length - i, size, job.scale));
-    float factors[TOGETHER];
-    for (long g = 0; g < count; g++) factors[g] = soft_max(&scores[g * stride], stride);
-    T* out = job.out + (row * job.heads + head) * size;
-    const T* values = job.values + start;
-    switch (count) {
-        case 1: return mix_all<T, 1>(values, scores, stride, factors, length, size, out);
-        case 2: return mix_all<T, 2>(values, scores, stride, factors, length, size, out);
-        case 3: return mix_all<T, 3>(values, scores, stride, factors, length, size, out);
-        default: return mix_all<T, 4>(values, scores, stride, factors, length, size, out);
+void attend_chunk(const Attention<T>& job, const Unit& unit, const float* q, long chunk,
+                  float* parts) {
+    const long size = job.size, groups = job.groups(), apart = part_size(size);
+    const Span whole{chunk * CHUNK, (chunk + 1) * CHUNK};
+    const auto seen = [&](long r) {
+        const long row = unit.row + r;
+        return common(whole, {job.firsts[row], job.stops[row]});
+    };
+    Span any{whole.end, whole.begin}, shared = whole;  // seen by one row, by all rows
+    for (long r = 0; r < unit.rows; r++) {
+        const Span mine = seen(r);
+        shared = common(shared, mine);
+        if (mine.begin < mine.end)
+            any = {smaller(any.begin, mine.begin), any.end > mine.end ? any.end : mine.end};
+    }
+    if (shared.begin >= shared.end) shared = {whole.end, whole.end};
+    for (long n = 0; n < unit.queries; n++)
+        std::memset(parts + n * apart, 0, apart * sizeof(float));
+    if (any.begin >= any.end) return;
+
+    const long line = job.slots[unit.row] * job.kv_heads + unit.kv_head;
+    const T* keys = job.keys + line * job.max_len * size;
+    const T* values = job.values + line * job.max_len * size;
+    const long length = (any.end - any.begin + BLOCK - 1) / BLOCK * BLOCK;
+    float* scores = scratch<float>(Use::scores, unit.queries * length);
+    float* turned = scratch<float>(Use::keys, size * BLOCK);
+    for (long at = 0; any.begin + at < any.end; at += BLOCK) {
+        turn_keys(keys + (any.begin + at) * size, smaller(any.end - any.begin - at, BLOCK), size,
+                  turned);
+        in_batches(unit.queries, [&](auto n, long done) {
+            score<decltype(n)::value>(q + done * size, turned, size, job.scale,
+                                      scores + done * length + at, length);
+        });
+    }
+    const auto add = [&](long n, long count, Span span) {
+        mix_all(values + span.begin * size, scores + n * length + span.begin - any.begin, length,
+                span.end - span.begin, count, size, parts + n * apart, apart);
+    };
+    for (long n = 0; n < unit.queries; n++) {
+        const Span mine = seen(n / groups);
+        if (mine.begin >= mine.end) continue;
+        float* of_query = scores + n * length;
+        for (long i = 0; i < mine.begin - any.begin; i++) of_query[i] = -__builtin_inff();
+        for (long i = mine.end - any.begin; i < length; i++) of_query[i] = -__builtin_inff();
+        soft_max(of_query, length, parts[n * apart + size], parts[n * apart + size + 1]);
+    }
+    for (long r = 0; r < unit.rows; r++)
+        add(r * groups, groups, common(seen(r), {whole.begin, shared.begin}));
+    add(0, unit.queries, shared);
+    for (long r = 0; r < unit.rows; r++)
+        add(r * groups, groups, common(seen(r), {shared.end, whole.end}));
+}
+
+template <class T>
+void join_all(const Attention<T>& job, const Unit& unit, float* parts, long apart) {
+    const long size = job.size, groups = job.groups();
+    for (long n = 0; n < unit.queries; n++) {
+        const long head = (unit.row + n / groups) * job.heads + unit.kv_head * groups + n % groups;
+        join(parts + n * part_size(size), apart, unit.chunks, size, job.out + head * size);
     }
 }
 
@@ -170,18 +129,73 @@ void write(const Attention<T>& job, long row) {
     }
 }
 
+// Where the groups of rows begin that share their keys, and behind them the number of rows.
+template <class T>
+const int64_t* groups_of(const Attention<T>& job, long& count) {
+    int64_t* begins = scratch<int64_t>(Use::groups, job.rows + 1);
+    const long most = job.groups() < MOST_QUERIES ? MOST_QUERIES / job.groups() : 1;
+    count = 0;
+    for (long row = 0; row < job.rows; row++)
+        if (!row || job.slots[row] != job.slots[row - 1] || row - begins[count - 1] == most)
+            begins[count++] = row;
+    begins[count] = job.rows;
+    return begins;
+}
+
+template <class T>
+Unit unit_of(const Attention<T>& job, const int64_t* begins, long index) {
+    const long group = index / job.kv_heads, row = begins[group], end = begins[group + 1];
+    Span seen{job.firsts[row], job.stops[row]};
+    for (long r = row + 1; r < end; r++) {
+        seen.begin = smaller(seen.begin, job.firsts[r]);
+        seen.end = job.stops[r] > seen.end ? job.stops[r] : seen.end;
+    }
+    const long first = seen.begin / CHUNK;
+    return {row, end - row, index % job.kv_heads, (end - row) * job.groups(), first,
+            (seen.end + CHUNK - 1) / CHUNK - first};
+}
+
 template <class T>
 void run(const Attention<T>& job, int threads) {
-    const long groups = job.heads / job.kv_heads;
-    // One head at a time where there is little to share out, else all that share their values.
-    long together = smaller(groups, TOGETHER);
-    while (groups % together || (together > 1 && job.rows * job.heads / together < 4 * threads))
-        together--;
     for (long row = 0; row < job.rows; row++) write(job, row);
-    parallel(threads, job.rows * job.heads / together, 1, [&](long begin, long end) {
-        for (long unit = begin; unit < end; unit++) {
-            const long first = unit * together;
-            attend(job, first / job.heads, first % job.heads, together);
+    long count, most = 0;  // groups of rows; chunks of one
+    const int64_t* begins = groups_of(job, count);
+    const long units = count * job.kv_heads, one = part_size(job.size);
+    for (long u = 0; u < units; u += job.kv_heads) {
+        const long chunks = unit_of(job, begins, u).chunks;
+        most = chunks > most ? chunks : most;
+    }
+    if (most == 1 || units >= 4 * threads)
+        return parallel(threads, units, 1, [&](long begin, long end) {
+            for (long u = begin; u < end; u++) {
+                const Unit unit = unit_of(job, begins, u);
+                float* parts = scratch<float>(Use::parts, unit.chunks * unit.queries * one);
+                const float* q = queries_of(job, unit);
+                for (long c = 0; c < unit.chunks; c++)
+                    attend_chunk(job, unit, q, unit.first_chunk + c,
+                                 parts + c * unit.queries * one);
+                join_all(job, unit, parts, unit.queries * one);
+            }
+        });
+    // Too few groups to keep all threads busy: chunks are shared out as well.
+    const long apart = job.rows * job.heads * one;
+    float* parts = scratch<float>(Use::parts, most * apart);
+    const auto of_unit = [&](const Unit& unit) {
+        return parts + (unit.row * job.heads + unit.kv_head * unit.queries) * one;
+    };
+    parallel(threads, units * most, 1, [&](long begin, long end) {
+        for (long u = begin; u < end; u++) {
+            const Unit unit = unit_of(job, begins, u / most);
+            const long c = u % most;
+            if (c < unit.chunks)
+                attend_chunk(job, unit, queries_of(job, unit), unit.first_chunk + c,
+                             of_unit(unit) + c * apart);
+        }
+    });
+    parallel(threads, units, 1, [&](long begin, long end) {
+        for (long u = begin; u < end; u++) {
+            const Unit unit = unit_of(job, begins, u);
+            join_all(job, unit, of_unit(unit), apart);
         }
     });
 }

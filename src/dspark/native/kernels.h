@@ -12,8 +12,6 @@ namespace dspark::DSPARK_LEVEL {
 
 constexpr long SMALL = 1 << 16;  // multiplications that are not worth a second thread
 
-enum Use { WIDE_INPUT, SCALES, SCORES, LAYER, QUERY };
-
 inline double now() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

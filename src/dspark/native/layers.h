@@ -11,7 +11,7 @@ namespace dspark::DSPARK_LEVEL {
 // Memory for what lies between the operations, kept by each thread that runs layers.
 class Parts {
    public:
-    explicit Parts(long bytes) : next_(scratch<char>(LAYER, bytes)) {}
+    explicit Parts(long bytes) : next_(scratch<char>(Use::layer, bytes)) {}
     void* take(long bytes) {
         char* part = next_;
         next_ += (bytes + 63) / 64 * 64;

@@ -97,7 +97,7 @@ void by_rows(const Job<W, T>& job, long rows, long panel, long end) {
 
 template <class T>
 const float* widened(const T* x, long count) {
-    float* wide = scratch<float>(WIDE_INPUT, count);
+    float* wide = scratch<float>(Use::wide_input, count);
     for (long i = 0; i < count; i += LANES)
         store_some(wide + i, load_some(x + i, count - i), count - i);
     return wide;
@@ -166,8 +166,8 @@ inline void shrink(const T* x, typename Product<int8_t>::Input* y, float* scale,
 template <class W, class T>
 void give_input(Job<W, T>& job, const T* x) {
     if constexpr (sizeof(W) == 1) {
-        auto* bytes = scratch<typename Product<int8_t>::Input>(WIDE_INPUT, job.rows * job.in);
-        float* scales = scratch<float>(SCALES, job.rows);
+        auto* bytes = scratch<typename Product<int8_t>::Input>(Use::wide_input, job.rows * job.in);
+        float* scales = scratch<float>(Use::scales, job.rows);
         for (long row = 0; row < job.rows; row++)
             shrink(x + row * job.in, bytes + row * job.in, scales + row, job.in);
         job.x = bytes, job.x_scales = scales;
@@ -230,8 +230,8 @@ void lay_out_bytes(const From* weight, const Weight* packed, int threads) {
     const long out = packed->out, in = packed->in, whole = (out + PANEL - 1) / PANEL * PANEL;
     float* scales = const_cast<float*>(packed->scales);
     int32_t* sums = const_cast<int32_t*>(packed->sums);
-    int8_t* bytes = scratch<int8_t>(WIDE_INPUT, out * in);
-    auto* shifted = scratch<typename Product<int8_t>::Input>(SCORES, in);
+    int8_t* bytes = scratch<int8_t>(Use::wide_input, out * in);
+    auto* shifted = scratch<typename Product<int8_t>::Input>(Use::scores, in);
     for (long row = 0; row < whole; row++) {
         sums[row] = 0, scales[row] = 0;
         if (row >= out) continue;

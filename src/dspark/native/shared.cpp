@@ -202,7 +202,7 @@ Pool& the_pool() {
 // -------------------------------------------------------------------------------------- memory
 
 struct Memory {
-    static constexpr int USES = 5;
+    static constexpr int USES = static_cast<int>(dspark::Use::count);
     void* parts[USES] = {};
     long sizes[USES] = {};
     ~Memory() {
@@ -319,8 +319,9 @@ void dspark_parallel(int threads, long count, long grain, dspark::Work work, con
     dspark::the_pool().run(threads, count, grain, work, context);
 }
 
-void* dspark_scratch(int use, long bytes) {
+void* dspark_scratch(dspark::Use kind, long bytes) {
     dspark::Memory& mine = dspark::memory;
+    const int use = static_cast<int>(kind);
     if (mine.sizes[use] < bytes) {
         std::free(mine.parts[use]);
         mine.sizes[use] = (bytes + bytes / 4 + 4095) / 4096 * 4096;

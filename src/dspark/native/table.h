@@ -98,6 +98,9 @@ struct Table {
     double (*peak)(int is_bf16, long rounds);
 };
 
+// What a thread keeps memory for.
+enum class Use { wide_input, scales, layer, queries, keys, scores, parts, groups, count };
+
 typedef void (*Work)(const void* context, long begin, long end);
 
 }  // namespace dspark
@@ -107,7 +110,7 @@ extern "C" {
 // Runs work on 0 … count - 1 in ranges of whole grains, on so many threads at most.
 void dspark_parallel(int threads, long count, long grain, dspark::Work work, const void* context);
 // Memory of this thread, aligned to 64 bytes, until it next asks for the same `use`.
-void* dspark_scratch(int use, long bytes);
+void* dspark_scratch(dspark::Use use, long bytes);
 // Seconds of this thread by kind of work.
 double* dspark_times();
 }

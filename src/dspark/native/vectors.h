@@ -113,28 +113,43 @@ inline float sum(floats v) {
     return parts[0];
 }
 
-// Lane i of the result is the sum of v[i]: all sums by folding neighbours of pairs of vectors.
-inline floats sums_of(floats (&v)[LANES]) {
+// Number i of vector j trades places with number j of vector i.
+inline void turn_over(floats (&v)[LANES]) {
 #if DSPARK_BYTES == 64
-#define EVEN(a, b) \
-    __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-#define ODD(a, b) \
-    __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
-#elif DSPARK_BYTES == 32
-#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
-#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#define LOW(a, b) \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+    constexpr long SQUARE = 16;
+#elif DSPARK_BYTES == 32  // two squares of 4 numbers a register, as its halves are apart
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+    constexpr long SQUARE = 4;
+    for (long i = 0; i < SQUARE; i++) {
+        const floats a = v[i], b = v[i + SQUARE];
+        v[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+        v[i + SQUARE] = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
 #else
-#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
-#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#define LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+    constexpr long SQUARE = 4;
 #endif
 #pragma GCC unroll 4
-    for (long count = LANES / 2; count; count /= 2)
+    for (long done = 1; done < SQUARE; done *= 2)
+#pragma GCC unroll 2
+        for (long first = 0; first < LANES; first += SQUARE) {
+            floats next[SQUARE];
 #pragma GCC unroll 8
-        for (long i = 0; i < count; i++)
-            v[i] = EVEN(v[2 * i], v[2 * i + 1]) + ODD(v[2 * i], v[2 * i + 1]);
-    return v[0];
-#undef EVEN
-#undef ODD
+            for (long i = 0; i < SQUARE / 2; i++) {
+                const floats a = v[first + i], b = v[first + i + SQUARE / 2];
+                next[2 * i] = LOW(a, b), next[2 * i + 1] = HIGH(a, b);
+            }
+#pragma GCC unroll 16
+            for (long i = 0; i < SQUARE; i++) v[first + i] = next[i];
+        }
+#undef LOW
+#undef HIGH
 }
 
 inline floats largest(floats a, floats b) { return a > b ? a : b; }
