@@ -15,18 +15,20 @@ from time import perf_counter
 
 import dspark
 from dspark.artifacts import cache_dir, cpu_model
+from dspark.engine.engine import Engine
 from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
+from dspark.targets.target import Target
 
 TOKENS, TURNS = 256, 5
 PROMPT = "Explain how a refrigerator works, step by step."
 
 
-def seconds(target: dspark.targets.target.Target, folder: Path, policy: str) -> float:
+def seconds(target: Target, folder: Path, policy: str) -> float:
     """Of engine and answer together; the empty cache folder holds the target alone."""
     drafter = dspark.load_drafter(folder, target)
     params = dspark.SamplingParams(max_new_tokens=TOKENS, ignore_stop=True)
     start = perf_counter()
-    engine = dspark.Engine(target, drafter, policy, slots=1)
+    engine = Engine(target, drafter, policy, slots=1)
     engine.generate([target.encode(PROMPT)], params)
     return perf_counter() - start
 

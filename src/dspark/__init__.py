@@ -1,4 +1,10 @@
-"""DSpark: train, judge and serve draft models for large language models."""
+"""DSpark: train, judge and serve draft models for large language models.
+
+from dspark import LLM, SamplingParams
+
+llm = LLM("smollm2-135m")
+print(llm.generate("Why is the sky blue?").text)
+"""
 
 from __future__ import annotations
 
@@ -7,11 +13,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dspark.core import SamplingParams
-    from dspark.drafters.checkpoint import load_drafter
-    from dspark.engine.async_engine import AsyncEngine
-    from dspark.engine.engine import Engine
-    from dspark.targets.target import load_target
+    from dspark.api.async_llm import AsyncLLM
+    from dspark.api.llm import LLM
+    from dspark.api.models import load_drafter, load_target
+    from dspark.api.outputs import RequestOutput, TextPiece
+    from dspark.core import RoundRecord, SamplingParams, TokenKind, TokenLogprobs
+    from dspark.drafters.drafter import Drafter
+    from dspark.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DSparkError,
+        EngineError,
+        IncompatibleDrafterError,
+        InUseError,
+        PromptTooLongError,
+        QueueFullError,
+        RequestError,
+    )
 
 __version__ = "0.1.0"
 
@@ -19,23 +38,53 @@ __version__ = "0.1.0"
 # our kernels want meanwhile: 18 % of a sampling step on two cores. It is read when PyTorch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+# Modules of the public names. They load at first use: `import dspark` alone must stay light.
+_NAMES = {
+    "dspark.api.async_llm": ("AsyncLLM",),
+    "dspark.api.llm": ("LLM",),
+    "dspark.api.models": ("load_drafter", "load_target"),
+    "dspark.api.outputs": ("RequestOutput", "TextPiece"),
+    "dspark.core": ("RoundRecord", "SamplingParams", "TokenKind", "TokenLogprobs"),
+    "dspark.drafters.drafter": ("Drafter",),
+    "dspark.errors": (
+        "CheckpointError",
+        "ConfigError",
+        "DSparkError",
+        "DataError",
+        "EngineError",
+        "InUseError",
+        "IncompatibleDrafterError",
+        "PromptTooLongError",
+        "QueueFullError",
+        "RequestError",
+    ),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
 __all__ = [
-    "AsyncEngine",
-    "Engine",
+    "LLM",
+    "AsyncLLM",
+    "CheckpointError",
+    "ConfigError",
+    "DSparkError",
+    "DataError",
+    "Drafter",
+    "EngineError",
+    "InUseError",
+    "IncompatibleDrafterError",
+    "PromptTooLongError",
+    "QueueFullError",
+    "RequestError",
+    "RequestOutput",
+    "RoundRecord",
     "SamplingParams",
+    "TextPiece",
+    "TokenKind",
+    "TokenLogprobs",
     "__version__",
     "load_drafter",
     "load_target",
 ]
-
-# Modules of the names above. They load at first use: `import dspark` alone must stay light.
-_HOMES = {
-    "AsyncEngine": "dspark.engine.async_engine",
-    "Engine": "dspark.engine.engine",
-    "SamplingParams": "dspark.core",
-    "load_drafter": "dspark.drafters.checkpoint",
-    "load_target": "dspark.targets.target",
-}
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from fakes import tiny_target_folder
 from scripted import random_drafter
 
 K = 3
-PARAMS = SamplingParams(1.0, max_new_tokens=10)
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=10)
 OPTIONS: dict[str, Any] = {"rounds": 40, "check_share": 0.5, "slots": 8}
 
 

@@ -18,7 +18,7 @@ from fakes import tiny_target_folder
 from scripted import random_drafter
 
 K = 3
-PARAMS = SamplingParams(1.0, max_new_tokens=24)
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=24)
 OPTIONS: dict[str, Any] = {"rounds": 500, "slots": 8, "seed": 3}
 
 

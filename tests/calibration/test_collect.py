@@ -26,7 +26,7 @@ from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 from scripted import random_drafter, whole_blocks
 
-PARAMS = SamplingParams(1.0, max_new_tokens=12)
+PARAMS = SamplingParams(temperature=1.0, max_new_tokens=12)
 OPTIONS: dict[str, Any] = {"rounds": 60, "check_share": 0.5, "slots": 4, "seed": 3}
 
 

@@ -208,7 +208,13 @@ def test_unknown_target(run: Run, tmp_path: Path) -> None:
 def test_unknown_drafter(run: Run, tmp_path: Path) -> None:
     refused(run("x", drafter=str(tmp_path / "missing")), "There is no drafter")
     refused(run("x", drafter=str(tmp_path)), "Cannot read the drafter")
-    refused(run("x", drafter=None), "drafter")
+
+
+def test_the_default_is_a_drafter_that_fits(run: Run) -> None:
+    """None ships for this target, so it decodes plainly."""
+    code, out, err = run("x", drafter=None)
+    assert (code, out) == (0, run("x", drafter="none")[1])
+    assert "accepted_length" not in err
 
 
 def copied(source: Path, place: Path) -> Path:

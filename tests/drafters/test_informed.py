@@ -20,7 +20,8 @@ from fakes import tiny_target_folder
 from scripted import random_drafter
 
 K = 4
-GREEDY, PLAIN = SamplingParams(0.0), SamplingParams(4.0)  # so hot that draws decide
+GREEDY = SamplingParams(temperature=0.0)
+PLAIN = SamplingParams(temperature=4.0)  # so hot that draws decide
 HEADS: dict[str, dict[str, Any]] = {
     "markov": {},
     "gated": {"markov_head_type": "gated"},

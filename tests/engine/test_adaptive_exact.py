@@ -27,7 +27,9 @@ from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 from dspark.tables.cost import CostKey, CostTable, envelope, rising
 
 K = 5
-WAYS = [SamplingParams(t, seed=seed) for t in (0.0, 0.7, 1.0) for seed in (None, None, 3)]
+WAYS = [
+    SamplingParams(temperature=t, seed=seed) for t in (0.0, 0.7, 1.0) for seed in (None, None, 3)
+]
 
 
 def some_tables(draw: random.Random) -> PolicyTables:

@@ -45,7 +45,8 @@ def test_they_are_the_target_s_own(
 ) -> None:
     asked = [3, None, 0, 1]
     params = [
-        SamplingParams(temperature, max_new_tokens=9, seed=4, logprobs=count) for count in asked
+        SamplingParams(temperature=temperature, max_new_tokens=9, seed=4, logprobs=count)
+        for count in asked
     ]
     used = None if policy == "off" else drafter
     engine = Engine(target, used, policy, slots=3, verification=rule)

@@ -73,5 +73,11 @@ def test_ten_thousand_requests(target: Target, drafter: Drafter) -> None:
 def _submit(engine: Engine, draw: random.Random) -> Request:
     prompt = [draw.randrange(5, 150) for _ in range(draw.randint(1, 60))]
     seed = draw.choice([None, draw.randrange(2**40)])
-    params = SamplingParams(draw.choice([0.0, 1.0]), 0, 1.0, seed, draw.randint(1, 60))
+    params = SamplingParams(
+        temperature=draw.choice([0.0, 1.0]),
+        top_k=0,
+        top_p=1.0,
+        seed=seed,
+        max_new_tokens=draw.randint(1, 60),
+    )
     return engine.submit(prompt, params)

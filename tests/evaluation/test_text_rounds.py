@@ -73,7 +73,7 @@ def decoded(
     engine = Engine(
         target, drafter, whole_blocks(drafter), slots=32, max_len=128, seed=5, verification=rule
     )
-    params = SamplingParams(temperature, max_new_tokens=LENGTH)
+    params = SamplingParams(temperature=temperature, max_new_tokens=LENGTH)
     return engine.generate([PROMPTS[i % len(PROMPTS)] for i in range(count)], params)
 
 

@@ -222,7 +222,11 @@ def test_draws_follow_the_distribution(param):
 
 def test_sample_joins_the_two() -> None:
     logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(6))
-    params = [SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(0.5, 10, 0.9)]
+    params = [
+        SamplingParams(),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.5, top_k=10, top_p=0.9),
+    ]
     u = np.array([0.9, 0.3, 0.99])
     expected = draw(probabilities(logits, [0, 1, 0.5], [0, 0, 10], [1, 1, 0.9]), u)
     assert torch.equal(sample(logits, params, u), expected)

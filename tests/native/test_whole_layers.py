@@ -76,7 +76,9 @@ def test_bfloat16_texts_do_not_depend_on_company_or_drafts(
     drafter = random_drafter(model, block_size=4).to(torch.bfloat16)
     pack_linears(drafter)
     prompts = [[5 + i, 9, 20 + 3 * i, 7][: 2 + i % 3] for i in range(8)]
-    params = [SamplingParams(temperature, max_new_tokens=24, seed=40 + i) for i in range(8)]
+    params = [
+        SamplingParams(temperature=temperature, max_new_tokens=24, seed=40 + i) for i in range(8)
+    ]
 
     def texts(policy: str, together: int) -> list[list[int]]:
         engine = Engine(model, drafter, policy, slots=together, max_len=64)

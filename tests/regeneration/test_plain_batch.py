@@ -31,15 +31,17 @@ def asked(count: int, seed: int = 0) -> list[tuple[list[int], SamplingParams]]:
     return [
         (
             [(11 * n + i) % 150 + 5 for i in range(length)],
-            SamplingParams(*_kind(n), seed=2**62 + 100 * seed + n, max_new_tokens=1 + n % 30),
+            _params(n, 2**62 + 100 * seed + n),
         )
         for n, length in enumerate(lengths)
     ]
 
 
-def _kind(n: int) -> tuple[float, int, float]:
+def _params(n: int, seed: int) -> SamplingParams:
     temperature, top_p = KINDS[n % len(KINDS)]
-    return temperature, 0, top_p
+    return SamplingParams(
+        temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=1 + n % 30
+    )
 
 
 def said(batch: PlainBatch | Engine, seed: int = 0) -> list[Request]:

@@ -47,7 +47,9 @@ def test_every_finished_answer_follows_the_schema(
     temperature: float, target: Target, drafter: Drafter, grammars: JsonGrammars
 ) -> None:
     """200 answers of a model that knows nothing of JSON."""
-    params = SamplingParams(temperature, max_new_tokens=80, grammar=grammars.compile(SCHEMA))
+    params = SamplingParams(
+        temperature=temperature, max_new_tokens=80, grammar=grammars.compile(SCHEMA)
+    )
     engine = Engine(target, drafter, whole_blocks(drafter), slots=16, max_len=128, seed=3)
     prompts = [[5 + i % 100, 7, 5 + i // 100] for i in range(200)]
     requests = engine.generate(prompts, params)

@@ -62,7 +62,7 @@ def answers(target: Target) -> list[list[int]]:
     engine = Engine(target, None, slots=2, max_len=80)
     prompts = [target.encode("Why is the sky blue?"), target.encode("abc", raw=True)]
     greedy = engine.generate(prompts, SamplingParams(max_new_tokens=20))
-    drawn = engine.generate(prompts, SamplingParams(1.0, seed=3, max_new_tokens=20))
+    drawn = engine.generate(prompts, SamplingParams(temperature=1.0, seed=3, max_new_tokens=20))
     return [request.output_ids for request in (*greedy, *drawn)]
 
 

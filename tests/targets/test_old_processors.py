@@ -13,6 +13,7 @@ from fakes import tiny_target_folder
 
 CODE = """
 import sys, torch, dspark
+from dspark.engine.engine import Engine
 from dspark import native
 from dspark.targets.layers import can_reorder
 from scripted import random_drafter
@@ -22,10 +23,10 @@ print("packs", can_reorder(torch.ones(8, 8).bfloat16()), can_reorder(torch.ones(
 for load in range(2):  # the second is a kept one
     target = dspark.load_target(sys.argv[1], "bfloat16")
     drafter = random_drafter(target, 4, gain=3.0)
-    engine = dspark.Engine(target, drafter, "fixed:3", slots=2, max_len=64)
+    engine = Engine(target, drafter, "fixed:3", slots=2, max_len=64)
     prompts = [target.encode("Hello"), target.encode("Why is the sky blue?")]
     for temperature in (0.0, 1.0):
-        params = dspark.SamplingParams(temperature, seed=1, max_new_tokens=8)
+        params = dspark.SamplingParams(temperature=temperature, seed=1, max_new_tokens=8)
         print([request.output_ids for request in engine.generate(prompts, params)])
     target.states(prompts, [0, 1])
 print("auto", dspark.load_target(sys.argv[1]).dtype_name)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import named_drafters, resolve_name
 from dspark.artifacts import provenance, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
@@ -21,7 +22,6 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    find_drafter,
     load_models,
     say_bad_rows,
 )
@@ -55,8 +55,8 @@ def command(
 
         dspark bench head --drafter runs/block4/drafter --drafter runs/block12/drafter
     """
-    names = drafter or [DEFAULT_DRAFTER]
-    folders = [find_drafter(name, target) for name in names]
+    names = [resolve_name(name, target) for name in drafter or [DEFAULT_DRAFTER]]
+    folders = [folder for _, folder in named_drafters(names, target)]
     from dspark.data.bad_rows import BadRows
     from dspark.data.prompt_rows import all_prompt_ids
 
@@ -88,6 +88,6 @@ def command(
         table.add_row(*cells, f"{row['share']:.1%}")
     Console(highlight=False).print(table)
     if json_file is not None:
-        record = provenance("dspark bench head", {}, [f for f in folders if f is not None])
+        record = provenance("dspark bench head", {}, folders)
         result = {"target": portable_name(target), "rows": rows}
         write_artifact(json_file, head_cost.SCHEMA, result, record)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import find_drafter
 from dspark.cli.checks import check_policy
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
@@ -28,7 +29,6 @@ from dspark.cli.common import (
     TimedAnswerOption,
     VerificationOption,
     WeightsOption,
-    find_drafter,
     load_models,
     passing_bar,
     positive_numbers,
@@ -129,7 +129,7 @@ def command(
     levels = [load.Load(users=int(n)) for n in closed] + [load.Load(rate=rate) for rate in opened]
     skipped = BadRows(bad_rows)
     prompts = spread_prompts(data, bad_rows=skipped)
-    params = SamplingParams(temperature, max_new_tokens=max_new_tokens)
+    params = SamplingParams(temperature=temperature, max_new_tokens=max_new_tokens)
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     ways = [_Way(drafter, name, draft_model) for name in names]
     ways += _others(against or [], model)
@@ -197,16 +197,12 @@ def _others(named: Sequence[str], target: Target) -> list[_Way]:
         ConfigError: one is not of that form, or without a drafter.
         CheckpointError, IncompatibleDrafterError: see ``load_drafter``.
     """
-    from dspark.drafters.checkpoint import drafting_dtype, load_drafter
+    from dspark.api.models import load_drafter
 
     ways = []
     for text in named:
         drafter, policy = _parted(text)
-        folder = find_drafter(drafter, target.name)
-        if folder is None:
-            raise _not_against(text)
-        model = load_drafter(folder, target, dtype=drafting_dtype(target))
-        ways.append(_Way(drafter, policy, model))
+        ways.append(_Way(drafter, policy, load_drafter(drafter, target)))
     return ways
 
 
@@ -214,14 +210,10 @@ def _parted(text: str) -> tuple[str, str]:
     """Drafter and policy of DRAFTER=POLICY."""
     drafter, separator, policy = text.rpartition("=")
     if not separator or drafter in ("", "none"):
-        raise _not_against(text)
+        what = "--against takes a drafter and a policy"
+        raise ConfigError(what, found=text, fix="Write mtp=fixed:1")
     check_policy(policy)
     return drafter, policy
-
-
-def _not_against(text: str) -> ConfigError:
-    what = "--against takes a drafter and a policy"
-    return ConfigError(what, found=text, fix="Write mtp=fixed:1")
 
 
 def never_worse_lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import named_drafters
 from dspark.cli.common import (
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
@@ -23,7 +24,6 @@ from dspark.cli.common import (
     ThreadsOption,
     WeightsOption,
     load_models,
-    named_drafters,
     passing_bar,
     say_bad_rows,
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dspark.api.names import find_drafter
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
@@ -21,7 +22,6 @@ from dspark.cli.common import (
     ThreadsOption,
     TimedAnswerOption,
     WeightsOption,
-    find_drafter,
     load_models,
     passing_bar,
     say_bad_rows,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import find_drafter, resolve_name
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
@@ -19,7 +20,6 @@ from dspark.cli.common import (
     TargetOption,
     ThreadsOption,
     WeightsOption,
-    find_drafter,
     passing_bar,
 )
 from dspark.cli.outputs import claim
@@ -54,6 +54,7 @@ def command(
     claim(json_file)
     if target not in KNOWN_TARGETS:
         resolve_target(target)
+    drafter = resolve_name(drafter, target)
     find_drafter(drafter, target)
     from dspark.artifacts import provenance, write_artifact
     from dspark.evaluation import start

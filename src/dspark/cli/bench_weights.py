@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import find_drafter
 from dspark.cli.bench_peers import table as speeds
 from dspark.cli.common import (
     DEFAULT_DTYPE,
@@ -19,8 +20,6 @@ from dspark.cli.common import (
     PolicyOption,
     TargetOption,
     ThreadsOption,
-    best_device,
-    find_drafter,
     passing_bar,
     say_bad_rows,
 )
@@ -71,6 +70,7 @@ def command(
     folder = find_drafter(drafter, target)
     import torch
 
+    from dspark.api.models import best_device
     from dspark.artifacts import provenance, write_artifact
     from dspark.data.bad_rows import BadRows
     from dspark.data.files import find_data

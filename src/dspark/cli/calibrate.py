@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import find_drafter
 from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
@@ -28,7 +29,6 @@ from dspark.cli.common import (
     TopPOption,
     VerificationOption,
     WeightsOption,
-    find_drafter,
     load_models,
     say_bad_rows,
 )
@@ -100,7 +100,9 @@ def command(
             found=check_share,
             fix="Use a share between 0 and 1; 1 itself only with --check-only",
         )
-    params = SamplingParams(temperature, top_k, top_p, max_new_tokens=max_new_tokens)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens
+    )
     folder = _folder(drafter, target)
     claim(json_file, None if check_only else folder / TABLE)
     home = _home(folder)

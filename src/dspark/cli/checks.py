@@ -14,6 +14,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from dspark.api.names import AUTO, find_drafter, named_drafters, resolve_name
 from dspark.artifacts import find_data
 from dspark.core import SamplingParams
 from dspark.data.bad_rows import BadRows
@@ -37,6 +38,8 @@ def checked(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(**given: Any) -> Any:
+        if given.get("drafter") == AUTO:  # results and errors name what it comes to
+            given["drafter"] = resolve_name(AUTO, given["target"])
         check(given, lambda name: _option(command, name))
         return command(**given)
 
@@ -141,8 +144,6 @@ def _drafter(drafter: str | list[str], given: Given) -> None:
 
 
 def _drafter_folders(drafter: str | list[str], given: Given) -> list[Path | None]:
-    from dspark.cli.common import find_drafter, named_drafters
-
     if isinstance(drafter, str):
         return [find_drafter(drafter, given["target"])]
     return [folder for _, folder in named_drafters(drafter, given["target"])]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dspark.api.names import AUTO
 from dspark.core import check_rule
-from dspark.errors import CheckpointError, ConfigError, IncompatibleDrafterError
-from dspark.targets.default_target import KNOWN_TARGETS, resolve_target, shipped_drafter
+from dspark.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from dspark.data.bad_rows import BadRows
 
 
-DEFAULT_DRAFTER = "dspark"
+DEFAULT_DRAFTER = AUTO
 
 TargetOption = Annotated[
     str, typer.Option("--target", help="Known name, local folder or Hugging Face id.")
@@ -36,12 +35,14 @@ DraftersOption = Annotated[
 DrafterOption = Annotated[
     str,
     typer.Option(
-        "--drafter", help="Name of a shipped drafter (dspark), a checkpoint folder, or none."
+        "--drafter",
+        help="Name of a shipped drafter (dspark), a checkpoint folder, none, or auto: the shipped "
+        "one for this target, if there is one.",
     ),
 ]
 
 
-DEFAULT_DTYPE = "auto"
+DEFAULT_DTYPE = AUTO
 DtypeOption = Annotated[
     str,
     typer.Option(
@@ -107,59 +108,6 @@ TimedAnswerOption = Annotated[  # two tokens have a time between them
 ]
 
 
-def find_drafter(name: str, target: str) -> Path | None:
-    """Folder of the drafter meant by ``name``; None for "none".
-
-    Raises:
-        CheckpointError: no such folder, and no drafter of that name is shipped.
-        IncompatibleDrafterError: a shipped name, but for other targets than this one.
-    """
-    if name == "none":
-        return None
-    shipped = shipped_drafter(target, name)
-    if shipped is not None:
-        return shipped
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    elsewhere = [known for known in KNOWN_TARGETS if shipped_drafter(known, name)]
-    if elsewhere:
-        raise IncompatibleDrafterError(
-            f"The shipped drafter {name} is for another target",
-            found=f"drafter for {', '.join(elsewhere)}, target {target}",
-            fix="Use --drafter none, or a folder with a drafter trained for this target",
-        )
-    raise CheckpointError(
-        f"There is no drafter {name}",
-        fix="Give a checkpoint folder, a shipped name (dspark), or none",
-    )
-
-
-def named_drafters(texts: Sequence[str] | None, target: str) -> list[tuple[str | None, Path]]:
-    """Label, if there is one, and folder of each drafter; of the default one where none is named.
-
-    Args:
-        texts: NAME=PATH, a path or a shipped name.
-
-    Raises:
-        ConfigError: one means no drafter, or a name is empty.
-        CheckpointError, IncompatibleDrafterError: see `find_drafter`.
-    """
-    return [_named_drafter(text, target) for text in texts or [DEFAULT_DRAFTER]]
-
-
-def _named_drafter(text: str, target: str) -> tuple[str | None, Path]:
-    label, equals, name = text.partition("=")
-    if not equals or Path(text).is_dir():  # a folder's own name may hold the sign
-        label, name = "", text
-    elif not label:
-        raise ConfigError("A drafter's name is empty", found=text, fix="Write NAME=PATH")
-    folder = find_drafter(name, target)
-    if folder is None:
-        raise ConfigError("There is nothing to judge without a drafter", fix="Name a drafter")
-    return label or None, folder
-
-
 @contextmanager
 def serving_packages() -> Iterator[None]:
     """Around imports of the server, whose packages not everybody installs.
@@ -222,33 +170,10 @@ def passing_bar(auto_refresh: bool = True) -> Progress:
     )
 
 
-def best_device() -> str:
-    """Where models run: on a GPU if torch sees one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_models(  # type: ignore[no-untyped-def]
     target: str, drafter: str, dtype: str, threads: int | None, weights: str = DEFAULT_WEIGHTS
 ):
-    """The target and, unless ``drafter`` is "none", its drafter, ready to run.
+    """`api.models.load_models`, which imports torch, once a verb needs it."""
+    from dspark.api.models import load_models
 
-    Raises:
-        ConfigError, CheckpointError, IncompatibleDrafterError: see ``load_target`` and
-            ``load_drafter``.
-    """
-    import torch
-
-    from dspark.drafters.checkpoint import drafting_dtype, load_drafter
-    from dspark.targets.target import load_target
-
-    if threads:
-        torch.set_num_threads(threads)
-    if target not in KNOWN_TARGETS:
-        resolve_target(target)  # a wrong target is the first thing to hear about
-    folder = find_drafter(drafter, target)
-    model = load_target(target, dtype, best_device(), weights)
-    if folder is None:
-        return model, None
-    return model, load_drafter(folder, model, dtype=drafting_dtype(model))
+    return load_models(target, drafter, dtype, weights=weights, threads=threads)

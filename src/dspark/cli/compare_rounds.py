@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import find_drafter
 from dspark.artifacts import find_data, provenance, write_artifact
-from dspark.cli.common import find_drafter, load_models, passing_bar
+from dspark.cli.common import load_models, passing_bar
 from dspark.cli.outputs import beside, claim
 from dspark.errors import ConfigError, DataError
 

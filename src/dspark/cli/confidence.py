@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dspark.api.names import find_drafter
 from dspark.artifacts import find_data, provenance, sha256_file, write_artifact
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
@@ -28,7 +29,6 @@ from dspark.cli.common import (
     TopPOption,
     VerificationOption,
     WeightsOption,
-    find_drafter,
     load_models,
     passing_bar,
     say_bad_rows,
@@ -90,7 +90,9 @@ def command(
             found=f"--temperature {temperature:g}",
             fix="Use a temperature above 0; the trained head speaks for greedy drafts",
         )
-    params = SamplingParams(temperature, top_k, top_p, max_new_tokens=max_new_tokens)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens
+    )
     folder = find_drafter(drafter, target)
     if folder is None:
         raise ConfigError("There is no head to fit without a drafter", fix="Name a drafter")

@@ -119,7 +119,7 @@ def command(
     if seconds is None and limit is None:
         seconds = SECONDS
     params = SamplingParams(
-        temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
+        temperature=temperature, seed=seed if temperature else None, max_new_tokens=max_new_tokens
     )
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     module = None

@@ -83,7 +83,7 @@ def examine() -> dict[str, Any]:
 
 def _chosen(name: str) -> dict[str, str]:
     """What the default target runs with here, and why."""
-    from dspark.cli.common import best_device
+    from dspark.api.models import best_device
     from dspark.targets import kept
     from dspark.targets.choice import choose
 

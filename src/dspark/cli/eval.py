@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dspark.api.names import named_drafters
 from dspark.cli.common import (
     DEFAULT_DTYPE,
     DEFAULT_WEIGHTS,
@@ -29,7 +30,6 @@ from dspark.cli.common import (
     VerificationOption,
     WeightsOption,
     load_models,
-    named_drafters,
     say_bad_rows,
 )
 from dspark.cli.outputs import beside, claim

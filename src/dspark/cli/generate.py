@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dspark.api.names import AUTO
 from dspark.cli.checks import check_prompt
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
@@ -24,12 +25,14 @@ from dspark.cli.common import (
     TopPOption,
     VerificationOption,
     WeightsOption,
-    load_models,
 )
 from dspark.cli.texts import given_text
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
 from dspark.targets.default_target import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from dspark.api.outputs import RequestOutput
 
 
 def command(
@@ -71,40 +74,50 @@ def command(
 
         dspark generate "Tell me a story." --temperature 1 --seed 7 --json
     """
-    params = SamplingParams(temperature, top_k, top_p, seed, max_new_tokens)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens
+    )
     if parse_special and not raw:
         raise ConfigError("--parse-special is for bare texts", fix="Add --raw, or leave it out")
     prompt = given_text(prompt)
     check_prompt(prompt)
-    from dspark.engine.engine import Engine
-    from dspark.engine.stats import accepted_length
-    from dspark.targets.detokenize import TextStream
+    from dspark.api.llm import LLM
+    from dspark.api.models import load_models
 
-    model, draft_model = load_models(target, drafter, dtype, threads, weights)
-    ids = model.encode(prompt, raw=raw, parse_special=parse_special)
-    room = min(len(ids) + max_new_tokens, model.max_positions)
-    engine = Engine(model, draft_model, policy, slots=1, max_len=room, verification=verification)
-    text, start = TextStream(model.tokenizer), time.perf_counter()
-    request = None
-    for output in engine.stream(ids, params):
-        request = output.request
-        if not as_json:
-            print("".join(text.push(i) for i in output.token_ids), end="", flush=True)
-    seconds = time.perf_counter() - start
-    assert request is not None
-    length = accepted_length([request])
-    rate = len(request.output_ids) / seconds
+    models = load_models(target, drafter, dtype, weights=weights, threads=threads)
+    ids = models[0].encode(prompt, raw=raw, parse_special=parse_special)
+    room = len(ids) + max_new_tokens
+    with LLM(
+        models[0],
+        drafter=models[1],
+        policy=policy or AUTO,
+        slots=1,
+        max_len=room,
+        verification=verification,
+    ) as llm:
+        start = time.perf_counter()
+        for piece in llm.generate(ids, params, stream=True):
+            if not as_json:
+                print(piece.text, end="", flush=True)
+        seconds = time.perf_counter() - start
+    assert piece.output is not None
+    _show(piece.output, seconds, as_json, drafted=models[1] is not None)
+
+
+def _show(output: RequestOutput, seconds: float, as_json: bool, drafted: bool) -> None:
+    """The whole completion as JSON, or what a person reads after it."""
+    length, rate = output.accepted_length, len(output.token_ids) / seconds
     if as_json:
         answer = {
-            "text": model.decode(request.output_ids),
-            "token_ids": request.output_ids,
-            "accepted_length": None if length != length else round(length, 4),
+            "text": output.text,
+            "token_ids": output.token_ids,
+            "accepted_length": None if length is None else round(length, 4),
             "tokens_per_s": round(rate, 2),
         }
         print(json.dumps(answer))
         return
-    print(text.rest(), flush=True)
-    note = f"{len(request.output_ids)} tokens, {rate:.0f} tokens/s"
-    if draft_model is not None and length == length:
+    print(flush=True)
+    note = f"{len(output.token_ids)} tokens, {rate:.0f} tokens/s"
+    if drafted and length is not None:
         note += f", accepted_length {length:.2f}"
     print(note, file=sys.stderr)

@@ -12,7 +12,6 @@ from dspark.cli.common import (
     DEFAULT_DTYPE,
     BadRowsOption,
     DtypeOption,
-    best_device,
     say_bad_rows,
 )
 from dspark.cli.outputs import claim
@@ -98,16 +97,11 @@ def command(
     say_bad_rows(left_out)
     claim(out)
 
-    import torch
-
+    from dspark.api.models import load_target
     from dspark.regeneration.conversations import opening
     from dspark.regeneration.regenerate import run
-    from dspark.targets.target import load_target
 
-    if threads:
-        torch.set_num_threads(threads)
-    device = best_device()
-    model = load_target(target, dtype, device)
+    model = load_target(target, dtype, threads=threads)
     answers = len(chosen)
     if turns:
         talks = [opening(prompt, prompt.messages) for prompt in chosen]
@@ -122,7 +116,7 @@ def command(
                 suffix_share=suffix_share,
                 max_new_tokens=max_new_tokens,
                 max_len=max_len,
-                slots=slots or DEFAULT_SLOTS[device],
+                slots=slots or DEFAULT_SLOTS[model.device.type],
                 seed=seed,
                 limit_tokens=tokens,
                 turns=turns,

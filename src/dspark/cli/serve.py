@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dspark.api.names import AUTO
 from dspark.cli.common import (
     DEFAULT_DRAFTER,
     DEFAULT_DTYPE,
@@ -21,17 +22,12 @@ from dspark.cli.common import (
     ThreadsOption,
     VerificationOption,
     WeightsOption,
-    load_models,
     serving_packages,
 )
 from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
 from dspark.core import DEFAULT_RULE
 from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
 from dspark.targets.default_target import DEFAULT_TARGET
-
-if TYPE_CHECKING:
-    from dspark.engine.engine import Engine
-    from dspark.tables.calibration import CalibrationTable
 
 
 def command(
@@ -133,7 +129,7 @@ def command(
     keys = read_api_keys(api_key_file)
     with serving_packages():
         from dspark.server.run import Server, bind, url_of
-    from dspark.engine.engine import Engine
+    from dspark.api.llm import LLM
     from dspark.server.app import create_app
     from dspark.targets.target import portable_name
 
@@ -153,28 +149,26 @@ def command(
         drift_window=drift_window,
     )
     with bind(host, port) as listening:
-        model, draft_model = load_models(target, drafter, dtype, threads, weights)
-        if weights != DEFAULT_WEIGHTS:
-            _note(f"{settings.model} runs in {model.precision}; answers are those of its rounding")
-        ours = Engine(
-            model, draft_model, policy, slots=slots, max_len=max_len, verification=verification
+        llm = LLM(
+            target,
+            drafter=drafter,
+            policy=policy or AUTO,
+            dtype=dtype,
+            weights=weights,
+            threads=threads,
+            slots=slots,
+            max_len=max_len,
+            verification=verification,
         )
-        app = create_app(ours, settings, _calibration(ours))
+        if weights != DEFAULT_WEIGHTS:
+            precision = llm.target.precision
+            _note(f"{settings.model} runs in {precision}; answers are those of its rounding")
+        app = create_app(llm.engine, settings, llm.calibration)
         url = url_of(listening)
         if not settings.api_keys and not listening.getsockname()[0].startswith(("127.", "::1")):
             _note("anybody who reaches this address can use the server; --api-key-file limits it")
         _log_to_stderr()
         Server(app, lambda: _ready(url, settings)).run(sockets=[listening])
-
-
-def _calibration(engine: Engine) -> CalibrationTable | None:
-    """The drafter's table, also where the policy makes no use of it: drift is shown anyway."""
-    from dspark.engine.adaptive import Adaptive
-    from dspark.engine.tables import calibration_of
-
-    if isinstance(engine.policy, Adaptive):
-        return engine.policy.tables.calibration
-    return None if engine.drafter is None else calibration_of(engine.drafter, engine.verification)
 
 
 def _ready(url: str, settings: Settings) -> None:

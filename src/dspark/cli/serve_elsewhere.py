@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dspark.cli.common import find_drafter
+from dspark.api.names import find_drafter
 from dspark.errors import ConfigError
 from dspark.server.settings import KEYS_VARIABLE, read_api_keys
 from dspark.targets.default_target import resolve_target

@@ -40,7 +40,7 @@ class GrammarState(Protocol):
         themselves are not allowed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one request wants its text drawn.
 

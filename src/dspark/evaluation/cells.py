@@ -68,7 +68,13 @@ class Settings:
         Raises:
             RequestError: a value is out of range.
         """
-        return SamplingParams(temperature, self.top_k, self.top_p, seed, self.max_new_tokens)
+        return SamplingParams(
+            temperature=temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=seed,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
