@@ -11,15 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dspark.core import Batch, SamplingParams
-from dspark.engine.adaptive import HOLD, PolicyTables
-from dspark.engine.adaptive_policies import Causal, Pipelined
-from dspark.engine.scheduler import parse_policy
+from dspark.engine.acceptance import AcceptanceEstimator, ConfidenceMemory
+from dspark.engine.cost_model import CostModel
+from dspark.engine.draft_gate import DraftGate, FixedLengths
+from dspark.engine.drafting import DraftPlanner
+from dspark.engine.policies import PolicyTables
+from dspark.engine.policy_names import causal, parse_policy, pipelined
+from dspark.engine.scheduler import Adaptive
 from dspark.engine.survival import UNKNOWN_ACCEPTANCE
 from dspark.errors import ConfigError
 from dspark.maths import admission
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 from dspark.tables.cost import rising
-from made_up import GREEDY, SEEDED, K, batch, drafts, record, tables
+from made_up import (
+    GREEDY,
+    SEEDED,
+    K,
+    batch,
+    committed,
+    decided,
+    drafts,
+    plan,
+    record,
+    step,
+    tables,
+)
 
 
 @pytest.mark.parametrize("name", ["causal", "pipelined"])
@@ -33,36 +49,37 @@ def test_by_name(name: str) -> None:
 
 
 def test_causal_verifies_what_pays() -> None:
-    policy, sure = Causal(tables(), K), drafts([0.9, 0.9, 0.2, 0.9])
-    assert policy.plan(batch(), sure) == [2]
-    assert Causal(tables(row_ms=0.01), K).plan(batch(), sure) == [4]  # rows are all but free
-    assert Causal(tables(row_ms=50), K).plan(batch(), sure) == [0]
+    policy, sure = causal(tables(), K), drafts([0.9, 0.9, 0.2, 0.9])
+    assert plan(policy, batch(), sure) == [2]
+    assert plan(causal(tables(row_ms=0.01), K), batch(), sure) == [4]  # rows are all but free
+    assert plan(causal(tables(row_ms=50), K), batch(), sure) == [0]
 
 
 def test_a_full_batch_makes_the_policy_choosy() -> None:
     """The same draft is worth less where many requests share the step."""
-    policy = Causal(tables(row_ms=2), K)
-    alone = policy.plan(batch(), drafts([0.6, 0.6, 0.6, 0.6]))
-    together = policy.plan(batch(*[GREEDY] * 30), drafts(*[[0.6] * K] * 30))
+    policy = causal(tables(row_ms=2), K)
+    alone = plan(policy, batch(), drafts([0.6, 0.6, 0.6, 0.6]))
+    together = plan(policy, batch(*[GREEDY] * 30), drafts(*[[0.6] * K] * 30))
     assert alone[0] > max(together)
     assert set(together) == {0}
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [causal, pipelined])
 @pytest.mark.parametrize("row_ms", [0.01, 1.0, 4.0])
 def test_prompts_in_the_step_do_not_make_drafts_cheap(kind: Any, row_ms: float) -> None:
     """They have to be run whatever is drafted; only what a draft adds to the time counts."""
     sure, found = drafts([0.5, 0.5, 0.5, 0.5]), []
     for prompts in (0, 40, 400):
-        policy, step = kind(tables(row_ms=row_ms), K), batch(prompts=prompts)
-        found.append((policy.wants(step), policy.steps(step), policy.plan(step, sure)))
+        policy, present = kind(tables(row_ms=row_ms), K), batch(prompts=prompts)
+        decision = policy.decide(present)
+        found.append((len(decision.batch.decode), decision.slots, plan(policy, present, sure)))
     assert found[0] == found[1] == found[2]
 
 
 def test_a_prompt_longer_than_the_times_laid_out_stops_nothing() -> None:
-    policy, step = Causal(tables(), K), batch(prompts=6000)
-    assert len(policy.wants(step)) == 1
-    assert policy.plan(step, drafts([0.5] * K)) == [0]
+    policy, present = causal(tables(), K), batch(prompts=6000)
+    assert len(policy.gate.choose(present).wanted_R) == 1
+    assert plan(policy, present, drafts([0.5] * K)) == [0]
 
 
 def test_calibration_is_applied() -> None:
@@ -70,67 +87,81 @@ def test_calibration_is_applied() -> None:
     entry = CalibrationEntry(0.0, 1.0, 0, (50.0,) * K, (0.5, 0.2, 0.1, 0.0))
     table = CalibrationTable("d", "dspark", K, "t", (entry,))
     sure = drafts([0.95, 0.95, 0.95, 0.95])
-    assert Causal(tables(), K).plan(batch(), sure) == [4]
-    assert Causal(tables(calibration=table), K).plan(batch(), sure)[0] < 4
-    warm = Causal(tables(calibration=table), K)  # no entry for 0.7: the nearest stands in
-    assert warm.plan(batch(SamplingParams(temperature=0.7)), sure)[0] < 4
+    assert plan(causal(tables(), K), batch(), sure) == [4]
+    assert plan(causal(tables(calibration=table), K), batch(), sure)[0] < 4
+    warm = causal(tables(calibration=table), K)  # no entry for 0.7: the nearest stands in
+    assert plan(warm, batch(SamplingParams(temperature=0.7)), sure)[0] < 4
 
 
-def pipelined(row_ms: float = 1.0, smoothing: float = 1.0) -> Pipelined:
-    policy = Pipelined(tables(row_ms), K)
-    policy.smoothing = smoothing
-    return policy
+def fresh(row_ms: float = 1.0, smoothing: float = 1.0) -> Adaptive:
+    """`pipelined` with another weight of the newest confidences."""
+    known = tables(row_ms)
+    acceptance, cost = AcceptanceEstimator(None, K), CostModel(known.cost, K, convex=False)
+    fixed, memory = FixedLengths(None, cost), ConfidenceMemory(acceptance, smoothing)
+    planner = DraftPlanner(acceptance, cost, fixed, memory)
+    return Adaptive("pipelined", known, DraftGate(acceptance, cost, fixed), planner)
 
 
 def test_pipelined_takes_its_capacity_from_two_steps_ago() -> None:
-    policy, first = pipelined(), batch()
+    policy, first = fresh(), batch()
     good, bad = drafts([0.95] * K), drafts([0.05] * K)
-    start = policy.plan(first, bad)  # no history: the mean
-    assert start == policy.plan(first, good)
-    assert policy.plan(first, good) == [0]  # two steps ago all was bad
-    assert policy.plan(first, bad) == [4]  # two steps ago all was good
-    assert policy.plan(first, bad) == [4]
-    assert policy.plan(first, bad) == [0]
+    start = step(policy, first, bad)  # no history: the mean
+    assert start == step(policy, first, good)
+    assert step(policy, first, good) == [0]  # two steps ago all was bad
+    assert step(policy, first, bad) == [4]  # two steps ago all was good
+    assert step(policy, first, bad) == [4]
+    assert step(policy, first, bad) == [0]
 
 
 def test_pipelined_gives_the_capacity_to_the_surest() -> None:
-    policy, two = pipelined(row_ms=2), batch(GREEDY, GREEDY)
+    policy, two = fresh(row_ms=2), batch(GREEDY, GREEDY)
     for _ in range(2):
-        policy.plan(two, drafts([0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]))
-    assert policy.plan(two, drafts([0.1] * K, [0.9, 0.8, 0.8, 0.8])) == [0, 2]
+        step(policy, two, drafts([0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]))
+    assert plan(policy, two, drafts([0.1] * K, [0.9, 0.8, 0.8, 0.8])) == [0, 2]
+
+
+def remembered(memory: ConfidenceMemory, batch: Batch, *sure: list[float]) -> Any:
+    """Conditional confidences of the first request, after a step with these confidences."""
+    memory.observe(committed(batch, drafts(*sure), [0] * len(sure)))
+    survival_K = np.array(memory.expected(batch.decode[:1])[0])
+    return survival_K / np.array([1.0, *survival_K[:-1]])
 
 
 def test_pipelined_smooths_what_it_remembers() -> None:
-    policy, first = pipelined(smoothing=0.5), batch()
-    policy.plan(first, drafts([0.9, 0.1, 0.5, 0.5]))
-    policy.plan(first, drafts([0.9, 0.9]))  # only two slots were drafted
+    memory, first = ConfidenceMemory(AcceptanceEstimator(None, K), smoothing=0.5), batch()
     half = UNKNOWN_ACCEPTANCE
-    old, new = policy._past
-    assert old[0] == pytest.approx([0.7, 0.3, half, half])
-    assert new[0] == pytest.approx([0.8, 0.6, half, half])
+    assert remembered(memory, first, [0.9, 0.1, 0.5, 0.5]) == pytest.approx([half] * K)
+    old = remembered(memory, first, [0.9, 0.9])  # only two slots were drafted
+    assert old == pytest.approx([0.7, 0.3, half, half])
+    assert remembered(memory, first, [0.1] * K) == pytest.approx([0.8, 0.6, half, half])
 
 
 def test_pipelined_drafts_no_more_than_it_has_room_for() -> None:
-    policy, first = pipelined(), batch()
+    policy, first = fresh(), batch()
     for sure in (0.9, 0.01, 0.01):
-        steps = policy.steps(first)
-        [length] = policy.plan(first, drafts([sure] * steps))
-        assert 1 <= steps <= K
-        assert length <= steps
-    assert policy.steps(first) == 1  # no room at all, but one to learn from
-    assert policy.plan(first, drafts([0.99])) == [0]
+        slots = decided(policy, first).slots
+        [length] = step(policy, first, drafts([sure] * slots))
+        assert 1 <= slots <= K
+        assert length <= slots
+    assert decided(policy, first).slots == 1  # no room at all, but one to learn from
+    assert plan(policy, first, drafts([0.99])) == [0]
     seeded = batch(GREEDY, SEEDED)
-    assert policy.steps(seeded) >= policy.steady_length(SEEDED)
+    assert decided(policy, seeded).slots >= policy.planner.fixed.length(SEEDED)
 
 
 def test_pipelined_forgets_requests_that_left() -> None:
-    policy, two = pipelined(), batch(GREEDY, GREEDY)
-    policy.plan(two, drafts(*[[0.5] * K] * 2))
-    alone, plain = Batch([], two.decode[:1]), Batch([], two.decode[:1], two.decode[1:])
-    policy.steps(plain)
-    assert len(policy._average) == 2
-    policy.steps(alone)
-    assert len(policy._average) == 1
+    memory, two = (
+        ConfidenceMemory(AcceptanceEstimator(None, K), smoothing=1.0),
+        batch(GREEDY, GREEDY),
+    )
+    sure, alone = [0.9] * K, Batch([], two.decode[1:])
+    for present in (Batch([], two.decode[1:], two.decode[:1]), alone):
+        remembered(memory, two, sure, sure)
+        remembered(memory, present, sure)
+        stays = present is not alone
+        assert (memory.expected(two.decode[:1])[0][0] == 0.9) is True
+        remembered(memory, alone, sure)
+        assert (memory.expected(two.decode[:1])[0][0] == 0.9) is stays
 
 
 def short_tables(slot_ms: float) -> PolicyTables:
@@ -142,42 +173,38 @@ def short_tables(slot_ms: float) -> PolicyTables:
     return PolicyTables(cost)
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [causal, pipelined])
 def test_slots_that_cost_much_are_not_drafted(kind: Any) -> None:
     """As many as pay by the past, and a spare; all where the table knows whole blocks alone."""
     steps = {}
     for slot_ms in (0.01, 3.0):
         policy = kind(short_tables(slot_ms), K)
-        policy.wants(batch())
-        steps[slot_ms] = policy.steps(batch())
+        steps[slot_ms] = policy.decide(batch()).slots
     assert steps[3.0] <= 2 < steps[0.01]
-    assert Causal(tables(), K).steps(batch()) == K
+    assert decided(causal(tables(), K), batch()).slots == K
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [causal, pipelined])
 def test_slots_follow_the_past_alone(kind: Any) -> None:
     """Algorithms §8: the slots stand before a round's drafts, so no token decides on itself."""
     policy, present = kind(short_tables(1.0), K), batch()
     found = []
     for accepted in (0, K):
         present.decode[0].rounds += [record(K, K, accepted)] * 30
-        for _ in range(HOLD):  # until the choice before no longer stands
-            policy.wants(present)
-        steps = policy.steps(present)
-        assert policy.steps(present) == steps
-        found.append(steps)
+        slots = decided(policy, present).slots
+        assert decided(policy, present).slots == slots
+        found.append(slots)
         for _ in range(2):  # what `pipelined` goes by
-            policy.plan(present, drafts([0.99] * K))
+            step(policy, present, drafts([0.99] * K))
     assert 1 <= found[0] < found[1] <= K
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [causal, pipelined])
 def test_a_request_with_a_seed_always_gets_a_whole_block(kind: Any) -> None:
     """What its slots say hangs on their number, and its text must not hang on its company."""
     policy = kind(short_tables(3.0), K)
     for company in ([], [GREEDY] * 8):
-        policy.wants(batch(SEEDED, *company))
-        assert policy.steps(batch(SEEDED, *company)) == K
+        assert decided(policy, batch(SEEDED, *company)).slots == K
 
 
 SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)
@@ -185,7 +212,7 @@ SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)
 
 @given(st.lists(SURE, min_size=3, max_size=3), st.data())
 @settings(max_examples=200)
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [causal, pipelined])
 def test_later_confidences_never_decide(kind: Any, rows: list[list[float]], data: Any) -> None:
     """Algorithms §8, through the policy: whether (r, k) is admitted hangs on c up to k alone."""
     r, k = data.draw(st.integers(0, 2)), data.draw(st.integers(0, K - 1))
@@ -196,39 +223,39 @@ def test_later_confidences_never_decide(kind: Any, rows: list[list[float]], data
     for present in (rows, other):
         policy, three = kind(tables(row_ms=1.5), K), batch(GREEDY, GREEDY, GREEDY)
         for sure in past:
-            policy.plan(three, sure)
-        admitted.append(policy.plan(three, drafts(*present))[r] > k)
+            step(policy, three, sure)
+        admitted.append(plan(policy, three, drafts(*present))[r] > k)
     assert admitted[0] == admitted[1]
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("kind", [causal, pipelined])
 def test_a_request_with_a_seed_keeps_its_length(kind: Any) -> None:
     policy = kind(tables(), K)
     lengths = set()
     for sure in (0.1, 0.5, 0.9):
         for company in ([], [GREEDY] * 8):
             present = batch(SEEDED, *company)
-            lengths.add(policy.plan(present, drafts(*[[sure] * K] * len(present.decode)))[0])
-    assert lengths == {policy.steady_length(SEEDED)}
+            lengths.add(step(policy, present, drafts(*[[sure] * K] * len(present.decode)))[0])
+    assert lengths == {policy.planner.fixed.length(SEEDED)}
     cold = SamplingParams(temperature=0.0, seed=5)  # greedy text hangs on no random number
-    found = [policy.plan(batch(cold), drafts([s] * K))[0] for s in [0.01] * 3 + [0.99] * 3]
+    found = [step(policy, batch(cold), drafts([s] * K))[0] for s in [0.01] * 3 + [0.99] * 3]
     assert len(set(found)) > 1
 
 
 def test_the_steady_length_is_the_best_fixed_one() -> None:
     entry = CalibrationEntry(1.0, 1.0, 0, (1.0,) * K, (0.8, 0.6, 0.05, 0.01))
-    policy = Causal(tables(calibration=CalibrationTable("d", "dspark", K, "t", (entry,))), K)
+    policy = causal(tables(calibration=CalibrationTable("d", "dspark", K, "t", (entry,))), K)
     theta = [(1 + sum(entry.mean_survival[:k])) / (0.002 + 0.010 + 0.001 * k) for k in range(K + 1)]
-    assert policy.steady_length(SEEDED) == int(np.argmax(theta)) == 2
+    assert policy.planner.fixed.length(SEEDED) == int(np.argmax(theta)) == 2
 
 
 def test_requests_without_a_draft_count_in_the_plan() -> None:
     """They share the step: a token each, a row each."""
-    policy, sure = Causal(tables(), K), drafts([0.3, 0.3, 0.3, 0.3])
+    policy, sure = causal(tables(), K), drafts([0.3, 0.3, 0.3, 0.3])
     alone = batch()
     shared = Batch([], alone.decode, batch(*[GREEDY] * 40).decode)
-    assert policy.plan(alone, sure) == [1]
-    assert policy.plan(shared, sure) == [0]
+    assert plan(policy, alone, sure) == [1]
+    assert plan(policy, shared, sure) == [0]
 
 
 def test_seeded_company_counts_in_the_expected_tokens() -> None:

@@ -21,14 +21,15 @@ import pytest
 import torch
 
 from dspark.core import BLOCK as BLOCK_RULE
-from dspark.core import RULES, TOKEN, Batch, Request, StepRecord
+from dspark.core import RULES, TOKEN, Batch, DraftDecision, Request, StepRecord
 from dspark.drafters.informed import InformedConfidence
-from dspark.engine import auto
-from dspark.engine.adaptive import PolicyTables
-from dspark.engine.adaptive_policies import Causal, Pipelined
-from dspark.engine.auto import Auto
+from dspark.engine import exploration
+from dspark.engine.draft_gate import Choice, Gate
 from dspark.engine.engine import Engine
-from dspark.engine.policies import Policy
+from dspark.engine.policies import Policy, PolicyTables
+from dspark.engine.policy_names import auto, causal, pipelined
+from dspark.engine.scheduler import Adaptive
+from dspark.engine.survival import Mean
 from dspark.maths import admission
 from dspark.tables.cost import CostKey, CostTable, rising
 from exact import BLOCK, PLAIN, PROMPT, SLOTS, STOP, Text, p_values
@@ -50,7 +51,7 @@ class Retrospective(Policy):
     name, draft_len, needs_confidence = "retrospective", BLOCK, True
     seconds = (1.0, 1 / 0.5, 1 / 0.45, 9.0, 9.0)
 
-    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+    def lengths(self, decision: DraftDecision, drafts: Any) -> Sequence[int]:
         survival_RK = drafts.confidence_RK.numpy().cumprod(1)
         counts = [admission.capacity(a_K[None], self.seconds) for a_K in survival_RK]
         return counts
@@ -61,7 +62,7 @@ class Alone(Retrospective):
 
     name = "alone"
 
-    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+    def lengths(self, decision: DraftDecision, drafts: Any) -> Sequence[int]:
         survival_RK = drafts.confidence_RK.numpy().cumprod(1)
         return [int(admission.causal(a_K[None], self.seconds)[0]) for a_K in survival_RK]
 
@@ -73,15 +74,26 @@ def informed(drafter: Any) -> InformedConfidence:
     return InformedConfidence(inner_HC, torch.zeros(1), torch.tensor([-2.0]), torch.tensor(1.5))
 
 
-class Restless(Auto):
+class RestlessGate:
     """Learns from made-up times, so that drafts pay at one time and not at another."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.draw = random.Random(0)
+    def __init__(self, gate: Gate) -> None:
+        self.gate, self.draw = gate, random.Random(0)
+
+    def choose(self, batch: Batch) -> Choice:
+        return self.gate.choose(batch)
 
     def observe(self, step: StepRecord) -> None:
-        super().observe(replace(step, seconds=self.draw.uniform(0.3, 3.0), prompts=0, late=0))
+        made_up = replace(step, seconds=self.draw.uniform(0.3, 3.0), prompts=0, late=0)
+        self.gate.observe(made_up)
+
+
+def restless(cost: CostTable) -> Adaptive:
+    """`auto` on made-up times."""
+    tables = PolicyTables(cost)
+    policy = auto(tables, BLOCK)
+    gate = RestlessGate(policy.gate)
+    return Adaptive("auto", tables, gate, policy.planner)
 
 
 def headless(draft: Any = None) -> Any:
@@ -141,7 +153,7 @@ def lengths_by_first_token(requests: Sequence[Request]) -> Counter[int]:
 
 
 @pytest.mark.parametrize("rule", [BLOCK_RULE, pytest.param(TOKEN, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("kind", [Causal, Pipelined, Auto])
+@pytest.mark.parametrize("kind", [causal, pipelined, auto])
 def test_joint_counts_follow_the_target(kind: Any, rule: str) -> None:
     texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000, rule=rule)
     seen = lengths_by_first_token(requests)
@@ -150,7 +162,7 @@ def test_joint_counts_follow_the_target(kind: Any, rule: str) -> None:
     assert min(p_values(texts, PLAIN)) > 1e-4
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined, Auto])
+@pytest.mark.parametrize("kind", [causal, pipelined, auto])
 def test_an_informed_head_changes_nothing_either(kind: Any) -> None:
     texts, requests = run(kind(PolicyTables(COST), BLOCK), 24_000, head=True)
     often = [n for n, count in lengths_by_first_token(requests).items() if count >= 100]
@@ -159,9 +171,9 @@ def test_an_informed_head_changes_nothing_either(kind: Any) -> None:
 
 
 def test_what_is_learned_while_serving_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "PLAIN_EVERY", 3)
-    monkeypatch.setattr(auto, "FIRST_TRY", 2)
-    policy = Restless(PolicyTables(COST), BLOCK)
+    monkeypatch.setattr(exploration, "PLAIN_EVERY", 3)
+    monkeypatch.setattr(exploration, "FIRST_TRY", 2)
+    policy = restless(COST)
     texts, requests = run(policy, 100_000)
     drafted = Counter(record.drafted for request in requests for record in request.rounds)
     assert len(drafted) >= 2, drafted
@@ -171,11 +183,11 @@ def test_what_is_learned_while_serving_changes_nothing(monkeypatch: pytest.Monke
 def test_a_drafter_without_a_head_changes_nothing() -> None:
     flat = [(1, 60.0), (SLOTS, 100.0), (2 * SLOTS, 103.0), (SLOTS * (BLOCK + 1), 112.0)]
     cheap_rows = replace(COST, verify=rising(flat))  # whole drafts pay, or all but their last token
-    policy = Restless(PolicyTables(cheap_rows), BLOCK)
+    policy = restless(cheap_rows)
     texts, requests = run(policy, 32_000, drafter=headless())
     seen = lengths_by_first_token(requests)
     assert len([length for length, count in seen.items() if count >= 100]) >= 2, seen
-    assert policy._peaks is not None
+    assert policy.acceptance.mean(PLAIN).tokens != Mean.unknown(BLOCK).tokens
     assert min(p_values(texts, PLAIN)) > 1e-4
 
 
@@ -187,7 +199,7 @@ def test_a_clue_that_sees_the_token_itself_is_caught() -> None:
         block.confidence_RK = block.draft_probs_RKV.gather(-1, ids_RK1)[..., 0]
         return block
 
-    texts, _ = run(Restless(PolicyTables(COST), BLOCK), 40_000, drafter=headless(own))
+    texts, _ = run(restless(COST), 40_000, drafter=headless(own))
     assert min(p_values(texts, PLAIN)) < 1e-4
 
 
@@ -195,7 +207,7 @@ def test_an_informed_head_that_sees_the_token_itself_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dspark.drafters.informed._one_later", lambda x_RKn: x_RKn)
-    texts, requests = run(Causal(PolicyTables(COST), BLOCK), 8_000, head=True)
+    texts, requests = run(causal(PolicyTables(COST), BLOCK), 8_000, head=True)
     assert len(lengths_by_first_token(requests)) >= 2
     assert min(p_values(texts, PLAIN)) < 1e-4
 
@@ -217,7 +229,7 @@ class Peeking(Policy):
 
     name, draft_len = "peeking", BLOCK
 
-    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+    def lengths(self, decision: DraftDecision, drafts: Any) -> Sequence[int]:
         ids_RK = drafts.draft_ids_RK.numpy()
         return [int(np.argmax([*(ids_K % 2 == 0), True])) for ids_K in ids_RK]
 
@@ -227,7 +239,7 @@ class Cutting(Policy):
 
     name, draft_len = "cutting", BLOCK
 
-    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+    def lengths(self, decision: DraftDecision, drafts: Any) -> Sequence[int]:
         ids_RK = drafts.draft_ids_RK.numpy()
         return [min(int(np.argmax([*(ids_K % 2 == 0), True])) + 1, BLOCK) for ids_K in ids_RK]
 

@@ -12,19 +12,16 @@ import numpy as np
 import pytest
 
 from dspark.core import Batch, Chunk, Request, RoundRecord, SamplingParams
-from dspark.engine.adaptive import (
-    HOLD,
-    MARGIN,
-    MOST_TOKENS,
-    PROBE_EVERY,
-    SPARE_SHARE,
-    Adaptive,
-    PolicyTables,
-)
-from dspark.engine.adaptive_policies import SMOOTHING, Causal, Pipelined
-from dspark.engine.survival import MEMORY, PRIOR, UNKNOWN_ACCEPTANCE
+from dspark.engine.acceptance import MEMORY, PRIOR, SMOOTHING
+from dspark.engine.cost_model import MOST_TOKENS
+from dspark.engine.draft_gate import HOLD, MARGIN, PROBE_EVERY
+from dspark.engine.drafting import SPARE_SHARE
+from dspark.engine.policies import PolicyTables
+from dspark.engine.policy_names import ADAPTIVE
+from dspark.engine.survival import UNKNOWN_ACCEPTANCE
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 from dspark.tables.cost import CostKey, CostTable, envelope, rising
+from made_up import committed
 
 K = 5
 WAYS = [
@@ -220,37 +217,32 @@ class Literal:
         return found
 
 
-@pytest.mark.parametrize("kind", [Causal, Pipelined])
+@pytest.mark.parametrize("name", ["causal", "pipelined"])
 @pytest.mark.parametrize(
     "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 6))]
 )
-def test_what_is_remembered_changes_nothing(kind: type[Adaptive], seed: int) -> None:
+def test_what_is_remembered_changes_nothing(name: str, seed: int) -> None:
     draw = random.Random(seed)
     tables = some_tables(draw)
-    policy = kind(tables, K)
-    literal = Literal(policy.name, tables)
+    policy, literal = ADAPTIVE[name](tables, K), Literal(name, tables)
     ids, company = count(1), list[Request]()
     for turn in range(1, PROBE_EVERY + 7):
         company = [request for request in company if draw.random() < 0.95]
         while len(company) < draw.choice([1, 1, 2, 9]):
             company.append(Request(next(ids), [7], draw.choice(WAYS), output_ids=[8]))
         prompts = [Chunk(Request(0, [7] * 9), 0, 9)] if draw.random() < 0.2 else []
-        whole = Batch(prompts, company)
-        wanted = list(policy.wants(whole))
-        assert wanted == literal.wants(whole, turn)
-        batch = Batch(
-            prompts,
-            [request for request, wants in zip(company, wanted, strict=True) if wants],
-            [request for request, wants in zip(company, wanted, strict=True) if not wants],
-        )
+        decision = policy.decide(Batch(prompts, company))
+        batch, slots = decision.batch, decision.slots
+        wanted = literal.wants(Batch(prompts, company), turn)
+        assert batch.decode == [r for r, wants in zip(company, wanted, strict=True) if wants]
         if not batch.decode:
             continue
-        steps = policy.steps(batch)
-        assert steps == literal.steps(batch)
-        sure_RK = np.array([[draw.random() ** 0.3 for _ in range(steps)] for _ in batch.decode])
-        drafts: Any = SimpleNamespace(confidence_RK=sure_RK)
-        lengths = list(policy.plan(batch, drafts))
+        assert slots == literal.steps(batch)
+        sure_RK = np.array([[draw.random() ** 0.3 for _ in range(slots)] for _ in batch.decode])
+        drafts: Any = SimpleNamespace(confidence_RK=sure_RK, peaks=False)
+        lengths = list(policy.lengths(decision, drafts))
         assert lengths == literal.plan(batch, sure_RK)
+        policy.observe(committed(batch, drafts, lengths))
         for request, length in zip(batch.decode, lengths, strict=True):
             accepted = draw.randint(0, length)
-            request.rounds.append(RoundRecord(steps, length, accepted, accepted + 1))
+            request.rounds.append(RoundRecord(slots, length, accepted, accepted + 1))

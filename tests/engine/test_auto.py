@@ -22,14 +22,13 @@ from dspark.core import (
     StepRecord,
     TokenKind,
 )
-from dspark.engine.adaptive import PolicyTables
-from dspark.engine.adaptive_policies import Causal
-from dspark.engine.auto import FIRST_TRY, LAST_TRY, MOST_TRIED, PLAIN_EVERY, TRY_STEPS, Auto
-from dspark.engine.policies import Off
-from dspark.engine.scheduler import parse_policy
-from dspark.engine.step_times import PAIRS, StepTimes
+from dspark.engine.cost_model import PAIRS, StepTimes
+from dspark.engine.exploration import FIRST_TRY, LAST_TRY, MOST_TRIED, PLAIN_EVERY, TRY_STEPS
+from dspark.engine.policies import Off, PolicyTables
+from dspark.engine.policy_names import auto, causal, parse_policy
+from dspark.engine.scheduler import Adaptive
 from dspark.tables.cost import rising
-from made_up import GREEDY, SEEDED, K, batch, drafts, tables
+from made_up import GREEDY, SEEDED, K, batch, decided, drafts, plan, tables
 
 Accept = Callable[[int], int]
 
@@ -45,7 +44,7 @@ class Course:
         sure: confidence of every slot.
     """
 
-    policy: Auto
+    policy: Adaptive
     accept: Accept = lambda verified: verified
     slow: float = 1.0
     neighbour: float = 1.0
@@ -57,16 +56,13 @@ class Course:
     def step(self, prompts: int = 0) -> bool:
         """One step; whether anybody was drafted."""
         prompt = [Chunk(Request(99, [7] * prompts), 0, prompts)] if prompts else []
-        wanted = self.policy.wants(Batch(prompt, self.requests))
-        pairs = list(zip(self.requests, wanted, strict=True))
-        present = Batch(prompt, [r for r, w in pairs if w], [r for r, w in pairs if not w])
+        decision = self.policy.decide(Batch(prompt, self.requests))
+        present, slots = decision.batch, decision.slots
         lengths: list[int] = []
-        slots = 0
         if present.decode:
-            slots = self.policy.steps(present)
             sure_RK = np.full((len(present.decode), slots), self.sure)
             block: Any = SimpleNamespace(confidence_RK=sure_RK, peaks=self.peaks)
-            lengths = list(self.policy.plan(present, block))
+            lengths = list(self.policy.lengths(decision, block))
         outputs = [
             self._round(r, slots, length)
             for r, length in zip(present.decode, lengths, strict=False)
@@ -80,8 +76,11 @@ class Course:
             late=0,
             seconds=1.0,
             outputs=outputs,
+            peaks=self.peaks,
         )
-        seconds = self.policy._predicted_s(step) * (self.slow if present.decode else 1.0)
+        seconds = self.policy.planner.cost.predicted_s(step) * (
+            self.slow if present.decode else 1.0
+        )
         self.policy.observe(replace(step, seconds=seconds * self.neighbour))
         self.drafted.append(len(present.decode))
         return bool(present.decode)
@@ -98,6 +97,10 @@ class Course:
         return sum(self.step() for _ in range(steps)) / steps
 
 
+def wanted(policy: Adaptive, *requests: Request) -> list[bool]:
+    return list(policy.gate.choose(Batch([], list(requests))).wanted_R)
+
+
 def nothing(verified: int) -> int:
     return 0
 
@@ -105,53 +108,52 @@ def nothing(verified: int) -> int:
 def test_by_name() -> None:
     policy = parse_policy("auto", K, tables())
     assert (policy.name, policy.draft_len, policy.needs_confidence) == ("auto", K, False)
-    assert isinstance(policy, Auto)
+    assert isinstance(policy, Adaptive)
     assert isinstance(parse_policy("auto", 0), Off)
 
 
 def test_before_anything_is_learned_it_is_causal() -> None:
     for row_ms in (0.01, 1.0, 10.0):
-        auto, causal = Auto(tables(row_ms), K), Causal(tables(row_ms), K)
         present, sure = batch(GREEDY, GREEDY), drafts([0.9, 0.9, 0.2, 0.9], [0.3] * K)
-        assert auto.wants(present) == causal.wants(present)
-        assert auto.steps(present) == causal.steps(present)
-        assert auto.plan(present, sure) == causal.plan(present, sure)
+        one, other = (kind(tables(row_ms), K) for kind in (auto, causal))
+        assert one.decide(present) == other.decide(present)
+        assert plan(one, present, sure) == plan(other, present, sure)
 
 
 def test_good_drafts_are_hardly_interrupted() -> None:
-    course = Course(Auto(tables(), K))
+    course = Course(auto(tables(), K))
     assert course.run(8 * PLAIN_EVERY) > 0.97
     assert not all(course.drafted[:16])  # the first looks come early
 
 
 def test_a_useless_drafter_costs_next_to_nothing() -> None:
-    course = Course(Auto(tables(), K), nothing)
+    course = Course(auto(tables(), K), nothing)
     assert sum(map(bool, (course.step() for _ in range(256)))) < 20
     assert course.run(4000) < 0.01
 
 
 def test_a_new_request_of_a_useless_drafter_is_not_drafted_for_again() -> None:
-    policy = Auto(tables(), K)
+    policy = auto(tables(), K)
     Course(policy, nothing).run(FIRST_TRY - 1)
     for _ in range(4):
         young = Request(1000 + _, [7], GREEDY, output_ids=[8])
-        assert policy.wants(Batch([], [young])) == [False]
+        assert wanted(policy, young) == [False]
     other = Request(2000, [7], SamplingParams(temperature=1.0), output_ids=[8])
-    assert policy.wants(Batch([], [other])) == [True]  # another way of sampling
+    assert wanted(policy, other) == [True]  # another way of sampling
 
 
 @pytest.mark.parametrize("count", [3, 9, 32])
 def test_a_try_of_many_requests_drafts_for_a_few(count: int) -> None:
     """What they show stands for all; and whoever keeps a length keeps it."""
-    policy = Auto(tables(row_ms=0.05), K)
+    policy = auto(tables(row_ms=0.05), K)
     course = Course(policy, nothing, requests=batch(*[GREEDY] * count).decode)
     course.run(400)
-    tried = [sum(policy.wants(Batch([], course.requests))) for _ in range(2 * LAST_TRY)]
+    tried = [sum(wanted(policy, *course.requests)) for _ in range(2 * LAST_TRY)]
     assert 0 < max(tried) <= min(2 * MOST_TRIED, count)
 
 
 def test_drafts_that_get_better_are_found_again() -> None:
-    course = Course(Auto(tables(), K), nothing)
+    course = Course(auto(tables(), K), nothing)
     course.run(FIRST_TRY)
     course.accept = lambda verified: verified
     course.run(4 * LAST_TRY)
@@ -159,52 +161,52 @@ def test_drafts_that_get_better_are_found_again() -> None:
 
 
 def test_a_stale_table_does_not_keep_drafting_on() -> None:
-    course = Course(Auto(tables(), K), slow=3.0)
+    course = Course(auto(tables(), K), slow=3.0)
     course.run(64)
-    assert course.policy.times.ratio(1) == pytest.approx(3.0)
+    assert course.policy.planner.cost.correction.ratio(1) == pytest.approx(3.0)
     assert course.run(640) < 0.1
 
 
 def test_a_slow_minute_does_not_silence_drafting_for_good() -> None:
-    course = Course(Auto(tables(), K), slow=3.0)
+    course = Course(auto(tables(), K), slow=3.0)
     course.run(2000)
-    assert course.policy.times.ratio(1) == pytest.approx(3.0)
+    assert course.policy.planner.cost.correction.ratio(1) == pytest.approx(3.0)
     course.slow = 1.0
     course.run(PAIRS * PLAIN_EVERY)
-    assert course.policy.times.ratio(1) == pytest.approx(1.0)
+    assert course.policy.planner.cost.correction.ratio(1) == pytest.approx(1.0)
     assert course.run(200) > 0.9
 
 
 def test_a_table_that_makes_drafts_look_dear_is_mended() -> None:
     """Tries show that rounds with drafts take half of what it says."""
     dear = replace(tables().cost, draft=rising([(1, 0.022)]))
-    course = Course(Auto(PolicyTables(dear), K))
+    course = Course(auto(PolicyTables(dear), K))
     course.accept = lambda verified: 1
     assert course.run(FIRST_TRY - 1) == 0
     course.slow = 0.45
     course.run(8 * PLAIN_EVERY)
-    assert course.policy.times.ratio(1) == pytest.approx(0.45)
+    assert course.policy.planner.cost.correction.ratio(1) == pytest.approx(0.45)
     assert course.run(100) > 0.9
 
 
 def test_a_neighbour_who_slows_every_step_does_not_count() -> None:
-    course = Course(Auto(tables(), K))
+    course = Course(auto(tables(), K))
     for neighbour in (1.0, 5.0, 1.0):
         course.neighbour = neighbour
         course.run(200)
-    assert course.policy.times.ratio(1) == pytest.approx(1.0, abs=0.01)
+    assert course.policy.planner.cost.correction.ratio(1) == pytest.approx(1.0, abs=0.01)
     assert course.run(100) > 0.9
 
 
 def test_numbers_of_requests_are_kept_apart() -> None:
-    course = Course(Auto(tables(row_ms=0.1), K), slow=2.0)
+    course = Course(auto(tables(row_ms=0.1), K), slow=2.0)
     course.run(64)
-    assert course.policy.times.ratio(1) == pytest.approx(2.0)
-    assert course.policy.times.ratio(2) == 1.0
+    assert course.policy.planner.cost.correction.ratio(1) == pytest.approx(2.0)
+    assert course.policy.planner.cost.correction.ratio(2) == 1.0
 
 
 def test_a_try_verifies_a_token_whatever_the_confidences_say() -> None:
-    course = Course(Auto(tables(), K), nothing)
+    course = Course(auto(tables(), K), nothing)
     course.run(FIRST_TRY)
     course.sure = 1e-6
     before = len(course.requests[0].rounds)
@@ -247,41 +249,37 @@ def test_one_pair_decides_nothing() -> None:
 
 
 def test_fixed_lengths_never_follow_what_is_learned() -> None:
-    policy = Auto(tables(), K)
-    length = policy.steady_length(SEEDED)
+    policy = auto(tables(), K)
+    length = policy.planner.fixed.length(SEEDED)
     assert length > 0
     seeded = Request(50, [7], SEEDED, output_ids=[8])
     course = Course(policy, nothing, slow=3.0, requests=[seeded, *batch().decode])
     course.run(400)
     assert min(course.drafted) == 1  # the seeded one always is
     assert {record.verified for record in seeded.rounds} == {length}
-    assert policy.steady_length(SEEDED) == length
+    assert policy.planner.fixed.length(SEEDED) == length
 
 
 def test_a_fixed_length_that_does_not_pay_is_none() -> None:
     dear = replace(tables().cost, draft=rising([(1, 0.050)]))
-    policy = Auto(PolicyTables(dear), K)
-    assert policy.steady_length(SEEDED) == 0
+    policy = auto(PolicyTables(dear), K)
+    assert policy.planner.fixed.length(SEEDED) == 0
     seeded = Request(50, [7], SEEDED, output_ids=[8])
     course = Course(policy, requests=[seeded])
     assert course.run(300) == 0
 
 
 def test_without_confidences_the_past_stands_in() -> None:
-    policy, present = Auto(tables(), K), batch()
-    policy.wants(present)
-    block: Any = SimpleNamespace(
-        confidence_RK=None, peaks=False, draft_ids_RK=np.zeros((1, K), dtype=int)
-    )
-    assert policy.plan(present, block) == Causal(tables(), K).plan(present, drafts([0.5] * K))
+    policy, present = auto(tables(), K), batch()
+    block: Any = SimpleNamespace(confidence_RK=None, peaks=False)
+    lengths = policy.lengths(policy.decide(present), block)
+    assert lengths == plan(causal(tables(), K), present, drafts([0.5] * K))
 
 
 def test_peaks_are_learned_from() -> None:
-    course = Course(Auto(tables(), K), sure=0.6, peaks=True)
+    course = Course(auto(tables(), K), sure=0.6, peaks=True)
     course.run(80)
-    peaks = course.policy._peaks
-    assert peaks is not None
-    assert peaks.mean(GREEDY).survival_K[0] > 0.9
+    assert course.policy.acceptance.mean(GREEDY).survival_K[0] > 0.9
     course.accept = nothing
     course.run(600)
     assert course.run(2000) < 0.02
@@ -302,9 +300,9 @@ def test_later_confidences_never_decide(peaks: bool, rows: list[list[float]], da
     accepted = data.draw(st.integers(0, K))
     admitted = []
     for present in (rows, other):
-        policy, three = Auto(tables(row_ms=1.5), K), batch(GREEDY, GREEDY, GREEDY)
+        policy, three = auto(tables(row_ms=1.5), K), batch(GREEDY, GREEDY, GREEDY)
         course = Course(policy, lambda _: accepted, slow, requests=three.decode, peaks=peaks)
         course.run(steps)
         block: Any = SimpleNamespace(confidence_RK=np.array(present), peaks=peaks)
-        admitted.append(policy.plan(three, block)[r] > k)
+        admitted.append(policy.lengths(decided(policy, three), block)[r] > k)
     assert admitted[0] == admitted[1]

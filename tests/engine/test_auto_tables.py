@@ -12,11 +12,11 @@ from dspark.core import SamplingParams
 from dspark.drafters.checkpoint import load_drafter, save_drafter
 from dspark.drafters.drafter import Drafter
 from dspark.engine import tables
-from dspark.engine.adaptive import PolicyTables
-from dspark.engine.auto import Auto
 from dspark.engine.engine import Engine
 from dspark.engine.measuring import measure_quickly, quick_sizes
+from dspark.engine.policies import PolicyTables
 from dspark.engine.runner import Runner
+from dspark.engine.scheduler import Adaptive
 from dspark.errors import ConfigError, EngineError, IncompatibleDrafterError
 from dspark.tables.calibration import FILE, CalibrationEntry, CalibrationTable
 from dspark.tables.cost import CostTable
@@ -40,7 +40,7 @@ def loaded(folder: Path, target: Target) -> Drafter:
 
 
 def known(engine: Engine) -> PolicyTables:
-    assert isinstance(engine.policy, Auto)
+    assert isinstance(engine.policy, Adaptive)
     return engine.policy.tables
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.core import Batch, SamplingParams
+from dspark.core import Batch, DraftDecision, SamplingParams
 from dspark.drafters.drafter import Drafter
 from dspark.engine import context
 from dspark.engine.engine import Engine
@@ -24,6 +24,9 @@ class NowAndThen(Fixed):
     """Drafts in every fourth step, for all requests but the newest."""
 
     turns = 0
+
+    def decide(self, batch: Batch) -> DraftDecision:
+        return DraftDecision(batch.split(self.wants(batch)), self.draft_len)
 
     def wants(self, batch: Batch) -> Sequence[bool]:
         self.turns += 1

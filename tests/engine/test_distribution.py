@@ -25,11 +25,11 @@ import pytest
 from torch import Tensor
 
 from dspark.core import BLOCK as BLOCK_RULE
-from dspark.core import RULES, TOKEN, Batch, DraftBlock, SamplingParams, Verdict
+from dspark.core import RULES, TOKEN, Batch, DraftBlock, DraftDecision, SamplingParams, Verdict
 from dspark.engine import judging
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
-from dspark.engine.scheduler import parse_policy
+from dspark.engine.policy_names import parse_policy
 from dspark.engine.stats import accept_by_position, accepted_length
 from dspark.maths import block_verification, verification
 from dspark.maths.block_verification import verify_block
@@ -97,12 +97,12 @@ class Turns(Policy):
 
     name, draft_len, turn = "turns", BLOCK, 0
 
-    def steps(self, batch: Batch) -> int:
+    def decide(self, batch: Batch) -> DraftDecision:
         self.turn += 1
-        return 1 + self.turn % BLOCK
+        return DraftDecision(batch, 1 + self.turn % BLOCK)
 
-    def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
-        return [drafts.draft_ids_RK.shape[1]] * len(batch.decode)
+    def lengths(self, decision: DraftDecision, drafts: DraftBlock) -> Sequence[int]:
+        return [decision.slots] * len(decision.batch.decode)
 
 
 @pytest.mark.parametrize("rule", [BLOCK_RULE, pytest.param(TOKEN, marks=pytest.mark.soak)])

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.core import Request, RoundRecord, SamplingParams
+from dspark.core import RoundRecord, SamplingParams
 from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.engine.peaks import FIRST_FITS, PeakSurvival
-from dspark.engine.survival import UNKNOWN_ACCEPTANCE
 from dspark.maths.sampling import probabilities
 from dspark.targets.target import Target
 from made_up import GREEDY
@@ -33,7 +32,7 @@ def learn(survival: PeakSurvival, record: RoundRecord, count: int, params: Any =
 
 
 def first(survival: PeakSurvival, params: SamplingParams = GREEDY) -> float:
-    return survival.of([Request(1, [7], params)], [[0.5] * K])[0][0]
+    return survival.survival(params, [0.5] * K)[0]
 
 
 def test_outcomes_teach_their_own_way_of_sampling() -> None:
@@ -42,11 +41,15 @@ def test_outcomes_teach_their_own_way_of_sampling() -> None:
     learn(survival, told(0, 2), 64)
     assert first(survival) < 0.1
     assert first(survival, WARM) == pytest.approx(0.5)
-    assert survival.mean(GREEDY).survival_K[0] < 0.1
-    assert survival.mean(WARM).survival_K[0] == UNKNOWN_ACCEPTANCE
+    cold = survival.mean(GREEDY)
+    assert cold is not None
+    assert cold.survival_K[0] < 0.1
+    assert survival.mean(WARM) is None
     learn(survival, told(K, K), 64, WARM)
     assert first(survival, WARM) > 0.9
-    assert survival.mean(WARM).tokens[K] > 2.5
+    warm = survival.mean(WARM)
+    assert warm is not None
+    assert warm.tokens[K] > 2.5
 
 
 def test_fits_come_early_and_then_seldom() -> None:
@@ -68,7 +71,7 @@ def test_what_was_never_judged_teaches_nothing() -> None:
     learn(survival, told(0, 0, 1), 32)
     assert first(survival) == pytest.approx(0.5)
     learn(survival, told(1, 3, 1), 64)
-    deep = survival.of([Request(1, [7], GREEDY)], [[0.5] * K])[0]
+    deep = survival.survival(GREEDY, [0.5] * K)
     assert deep[0] > 0.5
     assert deep[1] / deep[0] == pytest.approx(0.5, abs=0.05)
 

@@ -11,24 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dspark.core import Batch, Request, VerifyPlan
+from dspark.core import Batch, DraftDecision, Request, VerifyPlan
 from dspark.engine.policies import Fixed, Off
-from dspark.engine.scheduler import Scheduler, parse_policy
+from dspark.engine.policy_names import parse_policy
+from dspark.engine.scheduler import Scheduler
 from dspark.errors import ConfigError
 
 DRAFTS: Any = SimpleNamespace(lengths=None)
 
 
-def batch(*anchor_positions: int) -> Batch:
-    """Requests with these anchor positions."""
-    return Batch([], [Request(i, [7] * p, output_ids=[8]) for i, p in enumerate(anchor_positions)])
+def all_of(*anchor_positions: int) -> DraftDecision:
+    """Requests with these anchor positions, all drafted."""
+    requests = [Request(i, [7] * p, output_ids=[8]) for i, p in enumerate(anchor_positions)]
+    return DraftDecision(Batch([], requests))
 
 
 @pytest.mark.parametrize(("text", "length"), [("off", 0), ("fixed:1", 1), ("fixed:7", 7)])
 def test_policies_by_name(text: str, length: int) -> None:
     policy = parse_policy(text, 7)
     assert (policy.name, policy.draft_len) == (text, length)
-    assert list(policy.plan(batch(3, 4), DRAFTS)) == [length, length]
+    assert list(policy.lengths(all_of(3, 4), DRAFTS)) == [length, length]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_a_threshold_stops_at_the_first_unsure_slot() -> None:
     assert (policy.name, policy.draft_len) == ("threshold:0.5", 3)
     rows = [[0.9, 0.5, 0.6], [0.9, 0.4, 0.9], [0.1, 0.9, 0.9]]
     drafts: Any = SimpleNamespace(confidence_RK=np.array(rows))
-    assert list(policy.plan(batch(3, 4, 5), drafts)) == [3, 1, 0]
+    assert list(policy.lengths(all_of(3, 4, 5), drafts)) == [3, 1, 0]
 
 
 @given(hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(0, 1)), st.data())
@@ -67,18 +69,18 @@ def test_later_confidences_never_matter(sure_K: Any, data: Any) -> None:
     other_K[k + 1 :] = data.draw(st.floats(0, 1))
     policy = parse_policy("threshold:0.5", 6)
     admitted = [
-        policy.plan(batch(3), cast(Any, SimpleNamespace(confidence_RK=x[None])))[0] > k
+        policy.lengths(all_of(3), cast(Any, SimpleNamespace(confidence_RK=x[None])))[0] > k
         for x in (sure_K, other_K)
     ]
     assert admitted[0] == admitted[1]
 
 
 def test_nothing_is_verified_without_drafts() -> None:
-    assert Scheduler(Fixed(4), 100).plan(batch(3, 5), None) == VerifyPlan((0, 0))
-    assert Scheduler(Off(), 100).plan(batch(), None) == VerifyPlan(())
+    assert Scheduler(Fixed(4), 100).plan(all_of(3, 5), None) == VerifyPlan((0, 0))
+    assert Scheduler(Off(), 100).plan(all_of(), None) == VerifyPlan(())
 
 
 def test_plans_stay_inside_the_cache() -> None:
-    plan = Scheduler(Fixed(4), 20).plan(batch(3, 15, 16, 18), DRAFTS)
+    plan = Scheduler(Fixed(4), 20).plan(all_of(3, 15, 16, 18), DRAFTS)
     assert plan == VerifyPlan((4, 4, 3, 1))
     assert plan.batch_tokens == 16

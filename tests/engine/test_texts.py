@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.core import Batch, FinishReason, SamplingParams, TokenKind
+from dspark.core import Batch, DraftDecision, FinishReason, SamplingParams, TokenKind
 from dspark.drafters.drafter import Drafter
 from dspark.engine import stats
 from dspark.engine.engine import Engine
@@ -61,8 +61,9 @@ def test_greedy_text_depends_on_neither_policy_nor_company(
 
 def test_ragged_verify_lengths(target: Target, drafter: Drafter) -> None:
     class Ragged(Fixed):
-        def plan(self, batch: Batch, drafts: Any) -> list[int]:
-            return [(r.id * 3 + r.round * 2) % (self.draft_len + 1) for r in batch.decode]
+        def lengths(self, decision: DraftDecision, drafts: Any) -> list[int]:
+            size = self.draft_len + 1
+            return [(r.id * 3 + r.round * 2) % size for r in decision.batch.decode]
 
     for params in (GREEDY, SAMPLED):
         engine = Engine(target, drafter, Ragged(5), slots=4)
@@ -76,8 +77,8 @@ def test_requests_that_are_not_drafted_move_along(target: Target, drafter: Draft
     """Any mixture of drafted and plain requests, prompts among them."""
 
     class Choosy(Fixed):
-        def wants(self, batch: Batch) -> list[bool]:
-            return [(r.id + r.round) % 3 > 0 for r in batch.decode]
+        def decide(self, batch: Batch) -> DraftDecision:
+            return DraftDecision(batch.split([(r.id + r.round) % 3 > 0 for r in batch.decode]), 3)
 
     for params in (GREEDY, SAMPLED):
         requests = Engine(target, drafter, Choosy(3), slots=4).generate(PROMPTS, params)
@@ -90,8 +91,8 @@ def test_requests_that_are_not_drafted_move_along(target: Target, drafter: Draft
 
 def test_drafters_see_the_taps_of_plain_rounds_too(target: Target) -> None:
     class Never(Fixed):
-        def wants(self, batch: Batch) -> list[bool]:
-            return [r.round % 2 == 0 for r in batch.decode]
+        def decide(self, batch: Batch) -> DraftDecision:
+            return DraftDecision(batch.split([r.round % 2 == 0 for r in batch.decode]), 5)
 
     scripted = ScriptedDrafter(target, truth(target))  # checks its context itself
     requests = Engine(target, scripted, Never(5)).generate(PROMPTS, GREEDY)

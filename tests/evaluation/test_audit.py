@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dspark.core import BLOCK, TOKEN, Batch
+from dspark.core import BLOCK, TOKEN, DraftDecision
 from dspark.drafters.drafter import Drafter
 from dspark.engine import judging
 from dspark.engine.policies import Policy
@@ -98,7 +98,7 @@ class Retrospective(Policy):
     name, draft_len, needs_confidence = "retrospective", 4, True
     seconds = (1.0, 1 / 0.5, 1 / 0.45, 9.0, 9.0)
 
-    def plan(self, batch: Batch, drafts: Any) -> Sequence[int]:
+    def lengths(self, decision: DraftDecision, drafts: Any) -> Sequence[int]:
         survival_RK = drafts.confidence_RK.numpy().cumprod(1)
         return [admission.capacity(a_K[None], self.seconds) for a_K in survival_RK]
 

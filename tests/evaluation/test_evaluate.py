@@ -12,7 +12,7 @@ import torch
 from dspark.core import Request
 from dspark.data.prompts import Prompt
 from dspark.engine import stats
-from dspark.engine.scheduler import parse_policy
+from dspark.engine.policy_names import parse_policy
 from dspark.errors import ConfigError, DataError, RequestError
 from dspark.evaluation import evaluate
 from dspark.evaluation.cells import (

@@ -13,9 +13,9 @@ from dspark.maths.admission import (
     best_block,
     capacity,
     causal,
+    pipelined,
     ranked,
     throughput,
-    top,
     worth_drafting,
 )
 from dspark.tables.cost import envelope
@@ -78,7 +78,7 @@ def test_later_confidences_never_decide_over_an_earlier_slot(batch: Any, data: A
     other = sure.copy()
     other[r, k + 1 :] = data.draw(st.floats(0, 1))
     count = data.draw(st.integers(0, sure.size))
-    for rule in (lambda a: causal(a, seconds), lambda a: top(a, count)):
+    for rule in (lambda a: causal(a, seconds), lambda a: pipelined(a, count)):
         assert (rule(survival(sure))[r] > k) == (rule(survival(other))[r] > k)
 
 
@@ -88,7 +88,7 @@ def test_a_rule_that_looks_past_a_dip_breaks_the_property() -> None:
     after_a, after_b = survival(np.array([[0.8, 0.9]])), survival(np.array([[0.8, 0.0]]))
     theta = throughput(ranked(after_a)[0], 1, seconds)
     assert theta == pytest.approx([1, 0.9, 1.134])
-    retrospective = [top(a, capacity(a, seconds)) for a in (after_a, after_b)]
+    retrospective = [pipelined(a, capacity(a, seconds)) for a in (after_a, after_b)]
     assert retrospective == [[2], [0]]  # whether x_1 is verified hangs on x_1
     assert [causal(a, seconds) for a in (after_a, after_b)] == [[0], [0]]
 
@@ -99,7 +99,7 @@ def test_capacity_is_the_best_of_all(batch: Any) -> None:
     a = survival(sure)
     theta = throughput(ranked(a)[0], len(a), seconds)
     assert theta[capacity(a, seconds)] == max(theta)
-    assert sum(top(a, capacity(a, seconds))) == capacity(a, seconds)
+    assert sum(pipelined(a, capacity(a, seconds))) == capacity(a, seconds)
 
 
 @given(batches())
@@ -171,7 +171,7 @@ def test_the_drafted_set_is_the_best_of_its_kind(
 
 def test_requests_compete_for_the_same_rows() -> None:
     a = np.array([[0.9, 0.8, 0.7], [0.5, 0.1, 0.0]])
-    assert top(a, 4) == [3, 1]
+    assert pipelined(a, 4) == [3, 1]
     free = np.full(7, 1.0)
     assert causal(a, free) == [3, 2]  # a slot that never survives is worth nothing
     dear = 1.0 + np.arange(7) * 0.4

@@ -10,8 +10,8 @@ import torch
 
 from dspark import native
 from dspark.core import SamplingParams
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.engine import Engine
+from dspark.engine.policies import PolicyTables
 from dspark.engine.runner import Runner
 from dspark.engine.tables import cost_key, default_path, kernel_level
 from dspark.errors import ConfigError
@@ -53,8 +53,8 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
     drafted = set()
     plain_draft = Runner.draft
 
-    def draft(self: Runner, batch: Any) -> Any:
-        found = plain_draft(self, batch)
+    def draft(self: Runner, batch: Any, slots: int) -> Any:
+        found = plain_draft(self, batch, slots)
         if found is not None:
             drafted.add((len(batch.decode), found.draft_ids_RK.shape[1]))
         return found

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from dspark.core import Request, RoundRecord, SamplingParams, StepOutput, StepStats, TokenKind
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
+from dspark.engine.policies import PolicyTables
 from dspark.errors import ConfigError
 from dspark.server.history import History
 from dspark.server.metrics import Gauges, Metrics

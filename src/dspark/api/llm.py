@@ -21,9 +21,9 @@ from dspark.api.prompts import (
 )
 from dspark.core import DEFAULT_RULE, Request, SamplingParams, StepOutput
 from dspark.drafters.drafter import Drafter
-from dspark.engine.adaptive import Adaptive
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy
+from dspark.engine.scheduler import Adaptive
 from dspark.engine.tables import calibration_of
 from dspark.errors import ConfigError, RequestError
 from dspark.tables.calibration import CalibrationTable

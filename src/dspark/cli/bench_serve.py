@@ -79,7 +79,7 @@ def command(
     from dspark.data.bad_rows import BadRows
     from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
-    from dspark.engine.adaptive import Adaptive
+    from dspark.engine.scheduler import Adaptive
     from dspark.targets.target import portable_name
 
     skipped = BadRows(bad_rows)

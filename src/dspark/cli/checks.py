@@ -178,7 +178,7 @@ def check_policy(name: str, block_size: int | None = None) -> None:
     Raises:
         ConfigError: nobody knows it, or it does not fit the drafter.
     """
-    from dspark.engine.scheduler import ADAPTIVE, parse_policy
+    from dspark.engine.policy_names import ADAPTIVE, parse_policy
 
     if name not in ADAPTIVE or block_size == 0:  # the others need tables to be made
         parse_policy(name, _ANY_BLOCK if block_size is None else block_size)

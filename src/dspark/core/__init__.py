@@ -13,7 +13,15 @@ from dspark.core.requests import (
     RoundRecord,
     SamplingParams,
 )
-from dspark.core.rounds import Batch, Chunk, DraftBlock, TokenLogprobs, Verdict, VerifyPlan
+from dspark.core.rounds import (
+    Batch,
+    Chunk,
+    DraftBlock,
+    DraftDecision,
+    TokenLogprobs,
+    Verdict,
+    VerifyPlan,
+)
 from dspark.core.verification import BLOCK, DEFAULT_RULE, RULES, TOKEN, check_rule
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "Batch",
     "Chunk",
     "DraftBlock",
+    "DraftDecision",
     "FinishReason",
     "Grammar",
     "GrammarState",

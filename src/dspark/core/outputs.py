@@ -51,6 +51,7 @@ class StepRecord:
         late: rows that had waited before the drafter's context took them in for this step.
         seconds: of the whole step.
         outputs: what each request got.
+        peaks: the confidences of its rounds are largest draft probabilities.
     """
 
     decoding: int
@@ -61,6 +62,7 @@ class StepRecord:
     late: int
     seconds: float
     outputs: Sequence[StepOutput] = ()
+    peaks: bool = False
 
 
 @dataclass(slots=True)

@@ -56,16 +56,20 @@ class Batch:
         prefill: parts of contexts that have not been through the target, in order of arrival.
         decode: have an anchor and are drafted; in order of cache slot.
         plain: have an anchor and are not drafted in this step; in order of cache slot.
-        draft_len: draft tokens to make for each; 0 leaves it to the engine's policy.
     """
 
     prefill: list[Chunk]
     decode: list[Request]
     plain: list[Request] = field(default_factory=list)
-    draft_len: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.prefill or self.decode or self.plain)
+
+    def split(self, drafted_R: Sequence[bool]) -> Batch:
+        """This batch with only these of the decode requests drafted, and the others plain."""
+        pairs = list(zip(self.decode, drafted_R, strict=True))
+        plain = [request for request, drafted in pairs if not drafted]
+        return Batch(self.prefill, [request for request, drafted in pairs if drafted], plain)
 
     @property
     def other_rows(self) -> int:
@@ -81,6 +85,40 @@ class Batch:
     def starting(self) -> list[Request]:
         """Requests whose answers start in this step."""
         return [chunk.request for chunk in self.prefill if chunk.starts_answer]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftDecision:
+    """What is settled about a step before its drafts exist, from past rounds alone.
+
+    It knows no draft token of this round, so nothing in it can bend the distribution. A request is
+    *free* if its verify length is settled after drafting.
+
+    Attributes:
+        batch: whom to draft (`decode`), and whom not (`plain`).
+        slots: draft tokens to make for each of the R drafted requests; 0 where there is none.
+        fixed_R: verify lengths that are settled; None for a free request.
+        expected_RK: survival of the free requests' drafts by past rounds.
+        seconds_B: of the whole round with 0, 1, … draft tokens of the free requests verified.
+        committed: tokens expected of the round without any of these.
+        capacity: draft tokens of the free requests to verify together; None where confidences
+            decide.
+        least: draft tokens of each free request to verify at least.
+    """
+
+    batch: Batch
+    slots: int = 0
+    fixed_R: tuple[int | None, ...] = ()
+    expected_RK: Sequence[Sequence[float]] = ()
+    seconds_B: Sequence[float] = ()
+    committed: float = 0.0
+    capacity: int | None = None
+    least: int = 0
+
+    @property
+    def free(self) -> list[int]:
+        """Places of the free requests among the drafted ones."""
+        return [r for r, length in enumerate(self.fixed_R) if length is None]
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """The engine: draft, schedule, verify, commit (DSpark §3.2.2).
 
-batch = scheduler.choose(queue.next_batch())
-drafts = runner.draft(batch)
-plan = scheduler.plan(batch, drafts)
+decision = scheduler.decide(queue.next_batch())
+drafts = runner.draft(decision.batch, decision.slots)
+plan = scheduler.plan(decision, drafts)
 verdict = runner.verify(batch, drafts, plan)
 queue.commit(batch, drafts, plan, verdict)
 """
@@ -26,12 +26,11 @@ from dspark.core import (
     check_rule,
 )
 from dspark.drafters.drafter import Drafter
-from dspark.engine.adaptive import PolicyTables
-from dspark.engine.auto import Auto
-from dspark.engine.policies import Policy
+from dspark.engine.policies import Policy, PolicyTables
+from dspark.engine.policy_names import ADAPTIVE, parse_policy
 from dspark.engine.queue import PREFILL_ROWS, RequestQueue
 from dspark.engine.runner import Runner
-from dspark.engine.scheduler import ADAPTIVE, Scheduler, parse_policy
+from dspark.engine.scheduler import Scheduler
 from dspark.engine.tables import find_or_measure, load_tables
 from dspark.errors import ConfigError, RequestError
 from dspark.targets.target import Target
@@ -91,7 +90,7 @@ class Engine:
         self.target, self.drafter = target, drafter
         self.verification = check_rule(verification)
         max_len = min(max_len, target.max_positions)
-        self.policy, self.runner = self._prepared(policy or Auto.name, slots, max_len, seed, tables)
+        self.policy, self.runner = self._prepared(policy or "auto", slots, max_len, seed, tables)
         cache_len = self._cache_len(cache_gib, slots * max_len)
         self.max_len = min(max_len, cache_len)
         self.queue = RequestQueue(
@@ -116,11 +115,11 @@ class Engine:
         build = lambda length, peaks=False: Runner(  # noqa: E731
             target, drafter, slots, max_len, length, seed, peaks, self.verification
         )
-        if policy == Auto.name and drafter is not None and tables is None:
+        if policy == "auto" and drafter is not None and tables is None:
             runner = build(block_size, True)
             tables = find_or_measure(runner, slots, max_len, self.verification)
             if tables is not None:
-                return Auto(tables, block_size), runner
+                return parse_policy("auto", block_size, tables), runner
             policy = "off"
         if isinstance(policy, str):
             if policy in ADAPTIVE and drafter is not None and tables is None:
@@ -228,11 +227,12 @@ class Engine:
         if not batch:
             return []
         before_choice = perf_counter()
-        batch = self.scheduler.choose(batch)
+        decision = self.scheduler.decide(batch)
         before_draft = perf_counter()
-        drafts = self.runner.draft(batch)
+        batch = decision.batch
+        drafts = self.runner.draft(batch, decision.slots)
         after_draft = perf_counter()
-        plan = self.scheduler.plan(batch, drafts)
+        plan = self.scheduler.plan(decision, drafts)
         before_verify = perf_counter()
         verdict = self.runner.verify(batch, drafts, plan)
         after_verify = perf_counter()
@@ -326,4 +326,5 @@ def _record(
         late=late if drafted else 0,
         seconds=seconds,
         outputs=outputs,
+        peaks=drafts is not None and drafts.peaks,
     )

@@ -69,8 +69,8 @@ class Stand:
 
     def draft(self, requests: int, slots: int) -> tuple[DraftBlock | None, float]:
         """Drafts of so many slots for so many requests, and the seconds they took."""
-        batch = Batch([], self._running[:requests], draft_len=slots)
-        return self._timed(lambda: self.runner.draft(batch))
+        batch = Batch([], self._running[:requests])
+        return self._timed(lambda: self.runner.draft(batch, slots))
 
     def verify(self, requests: int, drafts: DraftBlock | None, length: int) -> float:
         """Seconds of verifying so many draft tokens of each request.

@@ -1,10 +1,10 @@
 """How far drafts without confidences are expected to survive, learned while serving.
 
-Stands in for `Survival` where the drafter has no confidence head: its largest draft probabilities
-are what drafts are known by (`maths.peaks`), refitted from the rounds of the engine itself. A fit
-knows finished rounds alone, so it decides nothing about the tokens it was fitted on.
+Where the drafter has no confidence head, its largest draft probabilities are what drafts are known
+by (`maths.peaks`), refitted from the rounds of the engine itself. A fit knows finished rounds
+alone, so it decides nothing about the tokens it was fitted on.
 
-Suffixes: R requests, N rounds, K block slots.
+Suffixes: N rounds, K block slots.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dspark.core import Request, RoundRecord, SamplingParams
-from dspark.engine.survival import UNKNOWN_ACCEPTANCE, Floats, Mean, Survival
+from dspark.core import RoundRecord, SamplingParams
+from dspark.engine.survival import UNKNOWN_ACCEPTANCE, Floats, Mean
 from dspark.maths.peaks import PeakFit, fit
 
 WINDOW = 512  # rounds of one way of sampling that a fit goes by
@@ -34,15 +34,15 @@ class _Round:
 
 @dataclass(slots=True)
 class _Way:
-    """What is known of greedy requests, or of the others."""
+    """What is known of greedy requests, or of the others; no mean before the first fit."""
 
     fit: PeakFit
-    mean: Mean
+    mean: Mean | None = None
     rounds: deque[_Round] = field(default_factory=lambda: deque(maxlen=WINDOW))
     seen: int = 0
 
 
-class PeakSurvival(Survival):
+class PeakSurvival:
     """Survival by largest draft probabilities, greedy requests apart from the others.
 
     Args:
@@ -50,20 +50,16 @@ class PeakSurvival(Survival):
     """
 
     def __init__(self, block_size: int) -> None:
-        super().__init__(None, block_size)
-        unknown = Mean([UNKNOWN_ACCEPTANCE**k for k in range(1, block_size + 1)])
-        self._ways = {greedy: _Way(PeakFit.start(block_size), unknown) for greedy in (True, False)}
+        self._block_size = block_size
+        self._ways = {greedy: _Way(PeakFit.start(block_size)) for greedy in (True, False)}
 
-    def mean(self, params: SamplingParams) -> Mean:
-        """What drafts do on average; for requests without history."""
+    def mean(self, params: SamplingParams) -> Mean | None:
+        """What drafts do on average; None before the first fit."""
         return self._way(params).mean
 
-    def of(self, requests: Sequence[Request], confidence_RK: Sequence[Floats]) -> list[Floats]:
-        """a_{r,k} of drafts with these largest probabilities in the place of confidences."""
-        return [
-            self._way(request.params).fit.survival_of(peaks_K)
-            for request, peaks_K in zip(requests, confidence_RK, strict=True)
-        ]
+    def survival(self, params: SamplingParams, peaks_K: Floats) -> Floats:
+        """a_k of a draft with these largest probabilities."""
+        return self._way(params).fit.survival_of(peaks_K)
 
     def take(self, record: RoundRecord, params: SamplingParams) -> bool:
         """Learn from a round; a grammar bends what its requests accept, so theirs tell nothing.

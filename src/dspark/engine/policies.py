@@ -1,15 +1,32 @@
-"""Policies: how many draft tokens of each request are verified (DSpark §3.2.2).
+"""Policies: whom to draft, and how many draft tokens of each request to verify (DSpark §3.2.2).
 
 A policy must not let the fate of a draft token depend on the token itself or on later ones: that
-is what keeps verification lossless when the length varies.
+keeps verification lossless when the length varies. So it answers in two halves. `decide` runs
+before the drafts exist and knows past rounds alone; `lengths` gets that decision and the drafts.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from dspark.core import Batch, DraftBlock, StepRecord
+from dspark.core import Batch, DraftBlock, DraftDecision, StepRecord
+from dspark.tables.calibration import CalibrationTable
+from dspark.tables.cost import CostTable
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTables:
+    """What an adaptive policy knows of machine and drafter.
+
+    Attributes:
+        cost: measured on this machine with these models.
+        calibration: the drafter's; None takes its confidences as they are.
+    """
+
+    cost: CostTable
+    calibration: CalibrationTable | None = None
 
 
 class Policy(ABC):
@@ -27,20 +44,16 @@ class Policy(ABC):
     needs_confidence: bool = False
     reads_peaks: bool = False
 
-    def wants(self, batch: Batch) -> Sequence[bool]:
-        """Which of the decode requests are worth a draft, judged by their past rounds alone."""
-        return [True] * len(batch.decode)
-
-    def steps(self, batch: Batch) -> int:
-        """Draft tokens to make for each request that is drafted, known before they are made."""
-        return self.draft_len
+    def decide(self, batch: Batch) -> DraftDecision:
+        """Whom to draft and how far, from past rounds alone; all requests, whole blocks."""
+        return DraftDecision(batch, self.draft_len)
 
     @abstractmethod
-    def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
-        """Draft tokens to verify of each of the batch's decode requests, 0 to K."""
+    def lengths(self, decision: DraftDecision, drafts: DraftBlock) -> Sequence[int]:
+        """Draft tokens to verify of each request that was drafted, 0 to K."""
 
     def observe(self, step: StepRecord) -> None:  # noqa: B027 - most have nothing to learn
-        """A step is over and committed; what it shows may count from the next one on."""
+        """Learn from a step that is over and committed; it counts from the next one on."""
 
 
 class Off(Policy):
@@ -48,8 +61,8 @@ class Off(Policy):
 
     name, draft_len = "off", 0
 
-    def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
-        return [0] * len(batch.decode)
+    def lengths(self, decision: DraftDecision, drafts: DraftBlock) -> Sequence[int]:
+        return [0] * len(decision.batch.decode)
 
 
 class Fixed(Policy):
@@ -59,14 +72,14 @@ class Fixed(Policy):
         assert length >= 1
         self.name, self.draft_len = f"fixed:{length}", length
 
-    def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
-        return [self.draft_len] * len(batch.decode)
+    def lengths(self, decision: DraftDecision, drafts: DraftBlock) -> Sequence[int]:
+        return [self.draft_len] * len(decision.batch.decode)
 
 
 class Threshold(Policy):
     """Slots up to the first whose confidence c_k is below a limit (the paper's Figure 5).
 
-    Lossless: c_k does not look at draft token k, so a token's fate hangs on earlier ones alone.
+    Lossless: c_k does not look at draft token k, so a token's fate depends on earlier ones alone.
     """
 
     needs_confidence = True
@@ -74,7 +87,7 @@ class Threshold(Policy):
     def __init__(self, limit: float, block_size: int) -> None:
         self.name, self.draft_len, self.limit = f"threshold:{limit:g}", block_size, limit
 
-    def plan(self, batch: Batch, drafts: DraftBlock) -> Sequence[int]:
+    def lengths(self, decision: DraftDecision, drafts: DraftBlock) -> Sequence[int]:
         assert drafts.confidence_RK is not None
         return [
             next((k for k, sure in enumerate(sure_K) if sure < self.limit), len(sure_K))

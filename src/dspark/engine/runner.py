@@ -70,16 +70,16 @@ class Runner:
         asked = headless and peaks and self.drafter is not None and self.drafter.gives_peaks
         self._more: dict[str, bool] = {"peaks": True} if asked else {}
 
-    def draft(self, batch: Batch) -> DraftBlock | None:
-        """Draft tokens for the requests that have an anchor; None when nothing is drafted."""
+    def draft(self, batch: Batch, slots: int) -> DraftBlock | None:
+        """So many draft tokens for each decode request; None when nothing is drafted."""
         requests, self.late = batch.decode, 0
         if self.drafter is None or self._context is None or not requests:
             return None
         self.late = self._context.catch_up([_slot(request) for request in requests])
-        steps, draws_RK = batch.draft_len or self.draft_len, None
-        masks = GrammarMasks(requests, self._d2t, steps) if has_grammar(requests) else None
+        draws_RK = None
+        masks = GrammarMasks(requests, self._d2t, slots) if has_grammar(requests) else None
         if not _all_greedy(requests):
-            draws_RK = self._uniform(requests, Use.DRAFT, steps)
+            draws_RK = self._uniform(requests, Use.DRAFT, slots)
         return self.drafter.draft(
             self._context.cache,
             [request.anchor for request in requests],
@@ -87,7 +87,7 @@ class Runner:
             [_slot(request) for request in requests],
             [request.params for request in requests],
             draws_RK,
-            steps=steps,
+            steps=slots,
             masks=masks,
             **self._more,
         )

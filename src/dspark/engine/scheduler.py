@@ -1,92 +1,79 @@
-"""From a policy to a plan that fits the caches (DSpark §3.2.2)."""
+"""From a drafter's confidences to verify lengths (DSpark §3.2.2); the file to read first.
+
+    past rounds          ──> DraftGate ──> slots that pay ──────────────> DraftDecision
+    DraftDecision, drafts ──> AcceptanceEstimator ──> Algorithm 1 ──> VerifyPlan
+
+Verification stays lossless because a draft token's fate never depends on the token itself: the
+decision knows finished rounds alone, and no later confidence admits an earlier token.
+
+Suffixes: R requests, K block slots, B draft tokens in the batch.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import replace
 
-from dspark.core import Batch, DraftBlock, VerifyPlan
-from dspark.engine.adaptive import Adaptive, PolicyTables
-from dspark.engine.adaptive_policies import Causal, Pipelined
-from dspark.engine.auto import Auto
-from dspark.engine.policies import Fixed, Off, Policy, Threshold
-from dspark.errors import ConfigError
-
-CHOICES = (
-    "auto, off, fixed:K with K from 1 to the drafter's block size, threshold:P, causal or pipelined"
-)
-
-ADAPTIVE: dict[str, type[Adaptive]] = {cls.name: cls for cls in (Auto, Causal, Pipelined)}
-
-
-def parse_policy(text: str, block_size: int, tables: PolicyTables | None = None) -> Policy:
-    """A policy by its name.
-
-    Args:
-        text: "auto", "off", "fixed:K", "threshold:P", "causal" or "pipelined"; "auto" without a
-            drafter is plain decoding.
-        block_size: draft tokens the drafter can make in a round; 0 without a drafter.
-        tables: what the adaptive policies know of the machine and the drafter.
-
-    Raises:
-        ConfigError: for anything else, naming the choices; or an adaptive policy without tables.
-    """
-    if text == "off" or (text == Auto.name and block_size == 0):
-        return Off()
-    match = re.fullmatch(r"(?:fixed:(\d+)|threshold:(\d*\.?\d+)|auto|causal|pipelined)", text)
-    limit = float(match[2]) if match and match[2] else 0.0
-    if match is None or limit > 1:
-        raise ConfigError("Unknown policy", found=text, fix=f"Use {CHOICES}")
-    if block_size == 0:
-        raise ConfigError(f"Policy {text} needs a drafter", fix="Name one, or use the policy off")
-    if text in ADAPTIVE:
-        if tables is None:
-            raise ConfigError(
-                f"Policy {text} needs to know what a round costs on this machine",
-                fix="Measure it with `dspark profile`",
-            )
-        return ADAPTIVE[text](tables, block_size)
-    if match[2]:
-        return Threshold(limit, block_size)
-    length = int(match[1])
-    if not 1 <= length <= block_size:
-        raise ConfigError(
-            f"Policy {text} does not fit the drafter",
-            found=f"block size {block_size}",
-            fix=f"Use {CHOICES}",
-        )
-    return Fixed(length)
+from dspark.core import Batch, DraftBlock, DraftDecision, StepRecord, VerifyPlan
+from dspark.engine.draft_gate import Gate
+from dspark.engine.drafting import DraftPlanner
+from dspark.engine.policies import Policy, PolicyTables
+from dspark.maths import admission
+from dspark.tables.calibration import CalibrationTable
 
 
 class Scheduler:
-    """Applies a policy to a batch and keeps what is verified inside the caches.
-
-    Args:
-        policy: decides the lengths.
-        max_len: cache positions of a request.
-    """
+    """Applies a policy to a batch and keeps what is verified inside the caches."""
 
     def __init__(self, policy: Policy, max_len: int) -> None:
         self.policy, self.max_len = policy, max_len
 
-    def choose(self, batch: Batch) -> Batch:
-        """The batch with whom the policy wants drafted, how far, and the others set apart."""
-        if not self.policy.draft_len or not batch.decode:
-            return batch
-        wanted = self.policy.wants(batch)
-        pairs = list(zip(batch.decode, wanted, strict=True))
-        drafted = [request for request, wants in pairs if wants]
-        plain = [request for request, wants in pairs if not wants]
-        chosen = Batch(batch.prefill, drafted, plain)
-        return replace(chosen, draft_len=self.policy.steps(chosen)) if drafted else chosen
+    def decide(self, batch: Batch) -> DraftDecision:
+        """Whom to draft and how far, before any draft of this round exists."""
+        plain = not self.policy.draft_len or not batch.decode
+        return DraftDecision(batch) if plain else self.policy.decide(batch)
 
-    def plan(self, batch: Batch, drafts: DraftBlock | None) -> VerifyPlan:
-        """Verify lengths of the batch's decode requests."""
+    def plan(self, decision: DraftDecision, drafts: DraftBlock | None) -> VerifyPlan:
+        """Verify lengths [R] of the batch's decode requests."""
+        requests = decision.batch.decode
         if drafts is None:
-            return VerifyPlan((0,) * len(batch.decode))
-        lengths = self.policy.plan(batch, drafts)
+            return VerifyPlan((0,) * len(requests))
+        lengths = self.policy.lengths(decision, drafts)
         if drafts.lengths is not None:
             lengths = list(map(min, lengths, drafts.lengths))
         # The anchor itself takes a position too. The bound looks at no token, so it is lossless.
-        rooms = [self.max_len - 1 - request.anchor_pos for request in batch.decode]
+        rooms = [self.max_len - 1 - request.anchor_pos for request in requests]
         return VerifyPlan(tuple(map(min, lengths, rooms)))
+
+
+class Adaptive(Policy):
+    """`auto`, `causal` and `pipelined`: lengths that maximise expected throughput Θ."""
+
+    def __init__(self, name: str, tables: PolicyTables, gate: Gate, planner: DraftPlanner) -> None:
+        self.name, self.tables, self.gate, self.planner = name, tables, gate, planner
+        self.acceptance, self.draft_len = planner.acceptance, planner.acceptance.block_size
+        self.reads_peaks = name == "auto"
+        self.needs_confidence = not self.reads_peaks
+
+    def decide(self, batch: Batch) -> DraftDecision:
+        return self.planner.decide(batch, self.gate.choose(batch))
+
+    def lengths(self, decision: DraftDecision, drafts: DraftBlock) -> Sequence[int]:
+        survival_RK = self.acceptance.survival(decision, drafts)
+        if decision.capacity is None:
+            admitted = admission.causal(survival_RK, decision.seconds_B, decision.committed)
+        else:
+            admitted = admission.pipelined(survival_RK, decision.capacity)
+        lengths_R = [length or 0 for length in decision.fixed_R]
+        for r, length in zip(decision.free, admitted, strict=True):
+            lengths_R[r] = max(length, decision.least)
+        return lengths_R
+
+    def observe(self, step: StepRecord) -> None:
+        self.gate.observe(step)
+        self.planner.observe(step)
+
+    def use_calibration(self, table: CalibrationTable) -> None:
+        """Trust another table from the next step on; call it between steps."""
+        self.tables = replace(self.tables, calibration=table)
+        self.acceptance.use(table)

@@ -18,8 +18,8 @@ from dspark import native
 from dspark.artifacts import cache_dir, cpu_model, provenance
 from dspark.drafters.checkpoint import load_calibration
 from dspark.drafters.drafter import Drafter
-from dspark.engine.adaptive import PolicyTables
 from dspark.engine.measuring import measure_quickly, quick_context
+from dspark.engine.policies import PolicyTables
 from dspark.engine.runner import Runner
 from dspark.errors import ConfigError, DSparkError
 from dspark.tables.calibration import CalibrationTable

@@ -23,10 +23,10 @@ from dspark.drafters.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_dra
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.informed import FILE as CONFIDENCE
 from dspark.drafters.registry import make_drafter
-from dspark.engine.adaptive import Adaptive, PolicyTables
 from dspark.engine.engine import Engine
-from dspark.engine.policies import Policy
-from dspark.engine.scheduler import ADAPTIVE, parse_policy
+from dspark.engine.policies import Policy, PolicyTables
+from dspark.engine.policy_names import ADAPTIVE, parse_policy
+from dspark.engine.scheduler import Adaptive
 from dspark.errors import ConfigError, DataError, PromptTooLongError
 from dspark.evaluation.trace import Key
 from dspark.targets.target import Target, portable_name

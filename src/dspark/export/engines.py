@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dspark.drafters.drafter import DrafterConfig
 from dspark.engine.policies import Threshold
-from dspark.engine.scheduler import ADAPTIVE, parse_policy
+from dspark.engine.policy_names import ADAPTIVE, parse_policy
 from dspark.errors import ConfigError, IncompatibleDrafterError
 from dspark.export.plan import Drafting, Plan, Wish, check_nodes
 

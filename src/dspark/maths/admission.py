@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain
 
 Floats = Sequence[float]
 DraftTimes = Sequence[tuple[int, float]]  # slots for each request, seconds for the batch
@@ -51,19 +51,40 @@ def causal(
 ) -> list[int]:
     """Algorithm 1: admit while Θ strictly rises, and stop at the first candidate that does not.
 
-    Stopping there is what keeps it lossless: whether a token is admitted hangs on candidates that
+    Stopping there is what keeps it lossless: whether a token is admitted depends on candidates that
     outrank it, and its own later slots never do (Appendix A shows what looking on would break).
 
     Args:
         seconds_B: as in `throughput`; on a measured staircase its lower convex envelope, on
             which Θ has one peak.
         committed: as in `throughput`; by default R.
+
+    Returns:
+        Verify lengths [R].
     """
-    survival_N, request_N = ranked(survival_RK)
-    theta = throughput(survival_N, _committed(survival_RK, committed), seconds_B)
-    steps = enumerate(pairwise(theta))
-    count = next((n for n, (now, then) in steps if then <= now), len(theta) - 1)
-    return _lengths(request_N[:count], survival_RK)
+    lengths_R, admitted = [0] * len(survival_RK), 0.0
+    committed = _committed(survival_RK, committed)
+    theta = committed / seconds_B[0]
+    for a, request, seconds in zip(*ranked(survival_RK), seconds_B[1:], strict=False):
+        admitted += a
+        better = (committed + admitted) / seconds
+        if better <= theta:
+            break
+        theta = better
+        lengths_R[request] += 1
+    return lengths_R
+
+
+def pipelined(survival_RK: Sequence[Floats], capacity: int) -> list[int]:
+    """The candidates with the highest survival, as many as was settled before the drafts (§5.2).
+
+    Returns:
+        Verify lengths [R].
+    """
+    lengths_R = [0] * len(survival_RK)
+    for request in ranked(survival_RK)[1][:capacity]:
+        lengths_R[request] += 1
+    return lengths_R
 
 
 def capacity(
@@ -77,11 +98,6 @@ def capacity(
     survival_N, _ = ranked(survival_RK)
     theta = throughput(survival_N, _committed(survival_RK, committed), seconds_B)
     return theta.index(max(theta))
-
-
-def top(survival_RK: Sequence[Floats], count: int) -> list[int]:
-    """The `count` candidates with the highest survival."""
-    return _lengths(ranked(survival_RK)[1][:count], survival_RK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +183,3 @@ def worth_drafting(
 
 def _committed(survival_RK: Sequence[Floats], committed: float | None) -> float:
     return len(survival_RK) if committed is None else committed
-
-
-def _lengths(request_N: Sequence[int], survival_RK: Sequence[Floats]) -> list[int]:
-    lengths_R = [0] * len(survival_RK)
-    for request in request_N:
-        lengths_R[request] += 1
-    return lengths_R

@@ -10,12 +10,10 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from dspark.core import DEFAULT_RULE, RoundRecord, SamplingParams
-from dspark.engine.survival import nearest_entry
 from dspark.maths.reliability import Bools, Floats, ece
 from dspark.maths.temperature_scaling import sequential_temperature_scaling
 from dspark.tables.calibration import (
@@ -117,7 +115,7 @@ class Drift:
         """How the window compares with what the table makes of the confidences."""
         with self._lock:
             rounds = list(self._rounds)
-        return _compare(rounds, self._size, partial(nearest_entry, table))
+        return _compare(rounds, self._size, lambda key: table.nearest(key) if table else None)
 
     def refit(self, table: CalibrationTable | None) -> Refit | None:
         """Fit temperatures on every other round of the commonest way of sampling.
@@ -130,7 +128,7 @@ class Drift:
         key = Counter(r.key for r in rounds).most_common(1)[0][0]
         mine = [r for r in rounds if r.key == key]
         fitted, judged = mine[::2], mine[1::2]
-        old = nearest_entry(table, key)
+        old = table.nearest(key) if table else None
         entry = replace(_fit(fitted, key, old, self._size), verification=self._rule)
         before = _compare(judged, self._size, lambda _: old).mean_ece
         after = _compare(judged, self._size, lambda _: entry).mean_ece

@@ -6,9 +6,9 @@ import logging
 from dataclasses import replace
 
 from dspark.core import StepOutput
-from dspark.engine.adaptive import Adaptive
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.engine import Engine
+from dspark.engine.scheduler import Adaptive
 from dspark.errors import ConfigError
 from dspark.server.drift import Drift, DriftReport
 from dspark.server.history import History

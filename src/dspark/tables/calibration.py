@@ -192,6 +192,19 @@ class CalibrationTable:
             fix="Run `dspark calibrate` with these options",
         )
 
+    def nearest(self, key: Key) -> CalibrationEntry | None:
+        """The entry for a way of sampling, or the nearest in temperature; None without entries.
+
+        Where an informed head speaks above temperature 0, entries that it made come first.
+        """
+        two_heads = any(entry.confidence for entry in self.entries)
+
+        def distance(entry: CalibrationEntry) -> tuple[bool, bool, float]:
+            another_head = two_heads and bool(entry.temperature) != bool(key[0])
+            return entry.key != key, another_head, abs(entry.temperature - key[0])
+
+        return min(self.entries, key=distance, default=None)
+
     def under(self, rule: str) -> tuple[CalibrationTable, list[CalibrationEntry]]:
         """This table as it serves under a rule: one entry for each way of sampling.
 

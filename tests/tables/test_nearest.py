@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from dspark.engine.survival import nearest_entry
 from dspark.tables.calibration import CalibrationEntry, CalibrationTable
 
 GREEDY, HOT = (
@@ -30,13 +29,12 @@ def test_the_nearest_entry_of_the_same_head(
 ) -> None:
     head = "ab" * 32 if informed else ""
     table = CalibrationTable("", "", 2, "", (GREEDY, replace(HOT, confidence=head)))
-    found = nearest_entry(table, (temperature, 1.0, 0))
+    found = table.nearest((temperature, 1.0, 0))
     assert found is not None
     assert found.temperature == expected.temperature
 
 
 def test_some_entry_is_better_than_none() -> None:
     table = CalibrationTable("", "", 2, "", (replace(HOT, confidence="ab" * 32),))
-    assert nearest_entry(table, (0.0, 1.0, 0)) == table.entries[0]
-    assert nearest_entry(CalibrationTable("", "", 2, ""), (0.0, 1.0, 0)) is None
-    assert nearest_entry(None, (0.0, 1.0, 0)) is None
+    assert table.nearest((0.0, 1.0, 0)) == table.entries[0]
+    assert CalibrationTable("", "", 2, "").nearest((0.0, 1.0, 0)) is None
