@@ -15,8 +15,9 @@ from time import perf_counter
 
 import dspark
 from dspark.artifacts import cache_dir, cpu_model
+from dspark.drafters.shipped import shipped_drafter
 from dspark.engine.engine import Engine
-from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
+from dspark.fetching.known import DEFAULT_TARGET
 from dspark.targets.target import Target
 
 TOKENS, TURNS = 256, 5

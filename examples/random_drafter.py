@@ -16,7 +16,8 @@ import torch
 from dspark import load_target
 from dspark.drafters.checkpoint import read_checkpoint, save_drafter
 from dspark.drafters.registry import make_drafter
-from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
+from dspark.drafters.shipped import shipped_drafter
+from dspark.fetching.known import DEFAULT_TARGET
 
 
 def main(out: Path) -> None:

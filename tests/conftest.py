@@ -62,7 +62,7 @@ def tmp_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def default_target() -> Path:
     """Folder of the real default target; skips where it was not fetched."""
-    from dspark.targets.default_target import DEFAULT_TARGET, is_fetched, target_folder
+    from dspark.fetching.known import DEFAULT_TARGET, is_fetched, target_folder
 
     if not is_fetched(DEFAULT_TARGET):
         pytest.skip(f"the default target is not in the cache; run `dspark fetch {DEFAULT_TARGET}`")

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "dspark"
 LADDER = [
     {"dspark", "errors", "signals"},
     {"core", "artifacts"},
-    {"native"},
+    {"native", "fetching"},
     {"config", "maths", "tables"},
     {"attention"},
     {"targets"},

@@ -101,7 +101,7 @@ def test_there_are_many() -> None:
 def test_choices_are_those_of_the_loaders() -> None:
     """They are written down again where torch may not be imported."""
     from dspark.cli import checks
-    from dspark.targets import target, weights
+    from dspark.targets import hf_loading, weights
 
-    assert set(checks.DTYPES) == {"auto", *target.DTYPES}
+    assert set(checks.DTYPES) == {"auto", *hf_loading.DTYPES}
     assert checks.WEIGHTS == weights.WEIGHTS

@@ -13,8 +13,9 @@ from dspark.core import FinishReason, SamplingParams, StepOutput, StepStats
 from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError, EngineError, RequestError
+from dspark.targets.hf_loading import load_module
 from dspark.targets.hf_target import HFTarget
-from dspark.targets.target import Target, load_module
+from dspark.targets.target import Target
 from fakes import STOP_ID
 from scripted import TableTarget, answer, random_drafter, texts, whole_blocks
 

@@ -14,9 +14,10 @@ from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError, RequestError
 from dspark.native import ops
+from dspark.targets.hf_loading import load_module
 from dspark.targets.hf_target import HFTarget
 from dspark.targets.layers import PackedLinear
-from dspark.targets.target import Target, load_module, load_target
+from dspark.targets.target import Target, load_target
 from scripted import ScriptedDrafter, answer, random_drafter, texts, whole_blocks
 
 PROMPTS = [list(range(40, 65)), [1, 20, 30], [50, 51] * 6, [7, 8, 9, 10, 11], [9]]

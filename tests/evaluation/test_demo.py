@@ -17,7 +17,8 @@ from dspark.drafters.drafter import Drafter
 from dspark.engine.engine import Engine
 from dspark.evaluation import demo
 from dspark.evaluation.demo import Answer, Ways
-from dspark.targets.target import Target, load_module, load_target
+from dspark.targets.hf_loading import load_module
+from dspark.targets.target import Target, load_target
 from tiny import tiny_drafter, tiny_home
 
 PARAMS = SamplingParams(max_new_tokens=24, ignore_stop=False)

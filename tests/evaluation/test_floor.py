@@ -9,7 +9,8 @@ import pytest
 from dspark.artifacts import read_artifact
 from dspark.cli import main as cli
 from dspark.evaluation import floor
-from dspark.targets.target import load_module, load_target
+from dspark.targets.hf_loading import load_module
+from dspark.targets.target import load_target
 from fakes import FAMILIES, tiny_target_folder
 
 

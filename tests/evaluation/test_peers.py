@@ -14,7 +14,8 @@ from dspark.evaluation import peers
 from dspark.evaluation.answers import Answer, answer_elsewhere, difference
 from dspark.evaluation.cells import Contender
 from dspark.evaluation.peers import Peer
-from dspark.targets.target import load_module, load_target
+from dspark.targets.hf_loading import load_module
+from dspark.targets.target import load_target
 from fakes import STOP_ID, tiny_target_folder
 from scripted import TableTarget, answer, random_drafter
 

@@ -21,7 +21,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dspark.artifacts import provenance, write_artifact
-from dspark.targets.default_target import DEFAULT_TARGET, shipped_drafter
+from dspark.drafters.shipped import shipped_drafter
+from dspark.fetching.known import DEFAULT_TARGET
 from serving import CHAT, content, different_chats, soon, streamed
 
 psutil = pytest.importorskip("psutil")

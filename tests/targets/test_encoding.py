@@ -331,7 +331,7 @@ def test_the_default_targets_own_tokenizer() -> None:
     """The same on the real thing, where it is in the cache."""
     from transformers import AutoTokenizer
 
-    from dspark.targets.default_target import resolve_target
+    from dspark.targets.names import resolve_target
 
     try:
         folder = resolve_target("smollm2-135m")

@@ -21,7 +21,7 @@ from dspark.api.prompts import (
 from dspark.core import SamplingParams
 from dspark.engine.async_engine import AsyncEngine
 from dspark.engine.stream import Stream
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 from dspark.targets.detokenize import TokenTexts
 from dspark.targets.target import Target
 

@@ -26,8 +26,8 @@ from dspark.engine.policies import Policy
 from dspark.engine.scheduler import Adaptive
 from dspark.engine.tables import calibration_of
 from dspark.errors import ConfigError, RequestError
+from dspark.fetching.known import DEFAULT_TARGET
 from dspark.tables.calibration import CalibrationTable
-from dspark.targets.default_target import DEFAULT_TARGET
 from dspark.targets.detokenize import TokenTexts
 from dspark.targets.target import Target
 from dspark.targets.weights import SAME

@@ -10,8 +10,9 @@ from dspark.api.names import AUTO, NONE, find_drafter
 from dspark.drafters import checkpoint
 from dspark.drafters.drafter import Drafter
 from dspark.errors import ConfigError
+from dspark.fetching.known import DEFAULT_TARGET, KNOWN_TARGETS
 from dspark.targets import target as targets
-from dspark.targets.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
+from dspark.targets.names import resolve_target
 from dspark.targets.target import Target
 from dspark.targets.weights import SAME
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dspark.drafters.shipped import shipped_drafter
 from dspark.errors import CheckpointError, ConfigError, IncompatibleDrafterError
-from dspark.targets.default_target import KNOWN_TARGETS, shipped_drafter
+from dspark.fetching.known import KNOWN_TARGETS
 
 AUTO, NONE = "auto", "none"
 SHIPPED = "dspark"  # the kind that "auto" takes

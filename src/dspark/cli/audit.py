@@ -29,8 +29,8 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
+from dspark.fetching.known import DEFAULT_TARGET
 from dspark.signals import note_interrupts
-from dspark.targets.default_target import DEFAULT_TARGET
 
 EXIT = {"lossless": 0, "lossy": 1, "undecided": 3}
 

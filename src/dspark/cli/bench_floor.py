@@ -19,7 +19,7 @@ from dspark.cli.common import (
     load_models,
 )
 from dspark.cli.outputs import claim
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 
 def command(
@@ -49,7 +49,7 @@ def command(
     claim(json_file)
     from dspark.artifacts import provenance, write_artifact
     from dspark.evaluation import floor
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     model, _ = load_models(target, "none", dtype, threads, weights)
     found = floor.measure(model, model.encode(prompt), steps)

@@ -26,7 +26,7 @@ from dspark.cli.common import (
     say_bad_rows,
 )
 from dspark.cli.outputs import claim
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 
 def command(
@@ -63,7 +63,7 @@ def command(
     claim(json_file)
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import head_cost
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     skipped = BadRows(bad_rows)
     prompts = spread_prompts(data, bad_rows=skipped)

@@ -18,7 +18,8 @@ from dspark.cli.common import (
 )
 from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
+from dspark.fetching.known import DEFAULT_TARGET, KNOWN_TARGETS
+from dspark.targets.names import resolve_target
 
 
 def command(
@@ -64,7 +65,8 @@ def command(
     from dspark.artifacts import provenance, write_artifact
     from dspark.evaluation import kernels
     from dspark.reporting import roofline
-    from dspark.targets.target import load_spec, portable_name
+    from dspark.targets.hf_loading import load_spec
+    from dspark.targets.names import portable_name
 
     wanted, types = _words(levels) or list(native.usable()), _words(dtypes)
     kernels.check(wanted, types)

@@ -37,7 +37,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.drafters.drafter import Drafter
@@ -56,7 +56,7 @@ class _Way:
     @property
     def fields(self) -> dict[str, Any]:
         """What rows of this way say of the drafter."""
-        from dspark.targets.target import portable_name
+        from dspark.targets.names import portable_name
 
         kind = None if self.model is None else self.model.config.kind
         return {"drafter": portable_name(self.drafter), "kind": kind}
@@ -124,7 +124,7 @@ def command(
     from dspark.data.prompts import spread_prompts
     from dspark.engine.engine import Engine
     from dspark.evaluation import load
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     levels = [load.Load(users=int(n)) for n in closed] + [load.Load(rate=rate) for rate in opened]
     skipped = BadRows(bad_rows)

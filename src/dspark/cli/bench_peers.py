@@ -29,7 +29,7 @@ from dspark.cli.common import (
 )
 from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.core import SamplingParams
@@ -99,7 +99,7 @@ def command(
     from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.evaluation import llama_cpp, peers
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     if llama_server is not None:
         llama_cpp.check_url(llama_server)  # before a model is loaded
@@ -225,7 +225,7 @@ def _at_level(
 
 def _transformers(target: str, model: Target) -> list[Peer]:
     from dspark.evaluation.peers import transformers_peers
-    from dspark.targets.target import load_module
+    from dspark.targets.hf_loading import load_module
 
     return transformers_peers(load_module(target, model.dtype_name, str(model.device))[0], model)
 

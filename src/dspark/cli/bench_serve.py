@@ -28,7 +28,7 @@ from dspark.cli.common import (
     serving_packages,
 )
 from dspark.cli.outputs import claim
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.drafters.drafter import Drafter
@@ -80,7 +80,7 @@ def command(
     from dspark.data.prompt_rows import all_prompt_ids
     from dspark.data.prompts import spread_prompts
     from dspark.engine.scheduler import Adaptive
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     skipped = BadRows(bad_rows)
     prompts = spread_prompts(data, bad_rows=skipped)

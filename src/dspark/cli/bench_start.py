@@ -23,7 +23,8 @@ from dspark.cli.common import (
     passing_bar,
 )
 from dspark.cli.outputs import claim
-from dspark.targets.default_target import DEFAULT_TARGET, KNOWN_TARGETS, resolve_target
+from dspark.fetching.known import DEFAULT_TARGET, KNOWN_TARGETS
+from dspark.targets.names import resolve_target
 
 
 def command(

@@ -24,7 +24,7 @@ from dspark.cli.common import (
     say_bad_rows,
 )
 from dspark.cli.outputs import claim
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.data.responses import Response
@@ -76,7 +76,7 @@ def command(
     from dspark.data.files import find_data
     from dspark.data.responses import load_responses
     from dspark.evaluation import weights
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     files = [find_data(name) for name in data]
     if threads:

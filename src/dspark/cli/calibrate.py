@@ -35,8 +35,8 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim, claim_kept
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import CheckpointError, ConfigError, DataError
+from dspark.fetching.known import DEFAULT_TARGET
 from dspark.tables.calibration import FILE as TABLE
-from dspark.targets.default_target import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.calibration.collect import Progress

@@ -97,7 +97,8 @@ def _prompt(text: str, given: Given) -> None:
 
 
 def _target(target: str, given: Given) -> None:
-    from dspark.targets.default_target import KNOWN_TARGETS, resolve_target
+    from dspark.fetching.known import KNOWN_TARGETS
+    from dspark.targets.names import resolve_target
 
     if target in KNOWN_TARGETS:
         return

@@ -23,7 +23,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 # Options that say nothing where nothing is counted.
 OF_ROUNDS = ("data", "whole", "limit", "temperature", "verification", "target", "dtype", "threads")

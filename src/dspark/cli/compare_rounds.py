@@ -57,7 +57,7 @@ def compare_rounds(
     from dspark.data.held_out import judging_answers
     from dspark.evaluation import text_rounds
     from dspark.evaluation.round_figures import SCHEMA, figures
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     model, _ = load_models(target, "none", dtype, threads)
     answers = judging_answers(sources, split, asked.limit, model.spec.vocab_size)

@@ -36,7 +36,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 
 def command(

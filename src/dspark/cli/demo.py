@@ -34,7 +34,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 from dspark.core import DEFAULT_RULE, SamplingParams, TokenKind
 from dspark.errors import ConfigError, DataError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.evaluation.demo import Show
@@ -124,7 +124,7 @@ def command(
     model, draft_model = load_models(target, drafter, dtype, threads, weights)
     module = None
     if compare:
-        from dspark.targets.target import load_module
+        from dspark.targets.hf_loading import load_module
 
         module = load_module(target, model.dtype_name, str(model.device))[0]
     console = Console(highlight=False)

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from dspark import __version__, artifacts
-from dspark.targets import default_target
+from dspark.drafters.shipped import shipped_drafter
+from dspark.fetching import known
 
 # Flags of /proc/cpuinfo that decide how fast matrix products are.
 FLAGS = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"]
@@ -48,9 +49,9 @@ def examine() -> dict[str, Any]:
     from dspark import native
 
     cache, data = artifacts.cache_dir(), artifacts.data_dir()
-    name = default_target.DEFAULT_TARGET
-    drafter = default_target.shipped_drafter(name)
-    ready = default_target.is_fetched(name)
+    name = known.DEFAULT_TARGET
+    drafter = shipped_drafter(name)
+    ready = known.is_fetched(name)
     return {
         "dspark": __version__,
         "python": platform.python_version(),
@@ -73,7 +74,7 @@ def examine() -> dict[str, Any]:
         "default_target": {
             "name": name,
             "present": ready,
-            "folder": str(default_target.target_folder(name)),
+            "folder": str(known.target_folder(name)),
             "fix": None if ready else f"dspark fetch {name}",
             **(_chosen(name) if ready else {}),
         },
@@ -87,10 +88,10 @@ def _chosen(name: str) -> dict[str, str]:
     from dspark.targets import kept
     from dspark.targets.choice import choose
 
-    if (place := kept.find_place(default_target.target_folder(name))) is not None:
+    if (place := kept.find_place(known.target_folder(name))) is not None:
         spec = place.spec
     else:
-        from dspark.targets.target import load_spec
+        from dspark.targets.hf_loading import load_spec
 
         spec = load_spec(name)
     choice = choose(spec, device=best_device())

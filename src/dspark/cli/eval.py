@@ -35,7 +35,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import beside, claim
 from dspark.core import DEFAULT_RULE
 from dspark.errors import DataError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.data.bad_rows import BadRows

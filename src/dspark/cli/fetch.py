@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dspark.targets.default_target import DEFAULT_TARGET
-from dspark.targets.default_target import fetch as fetch_target
+from dspark.fetching.fetch import fetch as fetch_target
+from dspark.fetching.known import DEFAULT_TARGET
 
 
 def command(

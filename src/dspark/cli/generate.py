@@ -29,7 +29,7 @@ from dspark.cli.common import (
 from dspark.cli.texts import given_text
 from dspark.core import DEFAULT_RULE, SamplingParams
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.api.outputs import RequestOutput

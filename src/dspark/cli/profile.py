@@ -26,7 +26,7 @@ from dspark.cli.common import (
 )
 from dspark.cli.outputs import claim
 from dspark.errors import ConfigError
-from dspark.targets.default_target import DEFAULT_TARGET
+from dspark.fetching.known import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from dspark.tables.cost import CostTable

@@ -26,8 +26,8 @@ from dspark.cli.common import (
 )
 from dspark.cli.serve_elsewhere import refuse_strays, serve_elsewhere
 from dspark.core import DEFAULT_RULE
+from dspark.fetching.known import DEFAULT_TARGET
 from dspark.server.settings import KEYS_VARIABLE, Settings, read_api_keys
-from dspark.targets.default_target import DEFAULT_TARGET
 
 
 def command(
@@ -131,7 +131,7 @@ def command(
         from dspark.server.run import Server, bind, url_of
     from dspark.api.llm import LLM
     from dspark.server.app import create_app
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     settings = Settings(
         model=portable_name(target),

@@ -13,7 +13,7 @@ import typer
 from dspark.api.names import find_drafter
 from dspark.errors import ConfigError
 from dspark.server.settings import KEYS_VARIABLE, read_api_keys
-from dspark.targets.default_target import resolve_target
+from dspark.targets.names import resolve_target
 
 if TYPE_CHECKING:
     from dspark.export.plan import Wish
@@ -72,7 +72,7 @@ def _wish(name: str, options: dict[str, Any]) -> Wish:
     from dspark.export.engines import drafting
     from dspark.export.plan import Wish
     from dspark.export.standalone import export_folder, whole_drafter
-    from dspark.targets.target import portable_name
+    from dspark.targets.names import portable_name
 
     found = resolve_target(options["target"])
     target = str(found.absolute()) if isinstance(found, Path) else found

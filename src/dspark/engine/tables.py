@@ -24,7 +24,8 @@ from dspark.engine.runner import Runner
 from dspark.errors import ConfigError, DSparkError
 from dspark.tables.calibration import CalibrationTable
 from dspark.tables.cost import CostKey, CostTable
-from dspark.targets.target import Target, portable_name
+from dspark.targets.names import portable_name
+from dspark.targets.target import Target
 
 T = TypeVar("T")
 

@@ -29,7 +29,8 @@ from dspark.engine.policy_names import ADAPTIVE, parse_policy
 from dspark.engine.scheduler import Adaptive
 from dspark.errors import ConfigError, DataError, PromptTooLongError
 from dspark.evaluation.trace import Key
-from dspark.targets.target import Target, portable_name
+from dspark.targets.names import portable_name
+from dspark.targets.target import Target
 
 MEASURING_LEN = 128  # positions of an engine that only measures
 

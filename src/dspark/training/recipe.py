@@ -9,7 +9,7 @@ from typing import Any
 from dspark.artifacts import find_data, provenance
 from dspark.config import TrainConfig, leaf_values
 from dspark.errors import ConfigError
-from dspark.targets.target import portable_name
+from dspark.targets.names import portable_name
 
 # Keys of [run] that may change when a run is taken up again: how long, how fast, how often to tell.
 FREE = {"minutes", "steps", "threads", "accumulate", "log_every"}

@@ -30,7 +30,8 @@ from dspark.drafters.drafter import (
 )
 from dspark.drafters.registry import drafter_class, make_drafter
 from dspark.errors import ConfigError, DataError
-from dspark.targets.target import Target, portable_name
+from dspark.targets.names import portable_name
+from dspark.targets.target import Target
 from dspark.training.warm_start import Start, begin, check_shape, drafted_ids
 
 TOO_SHORT = "shorter than two tokens"

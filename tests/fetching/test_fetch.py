@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from dspark.errors import CheckpointError
-from dspark.targets import default_target as dt
+from dspark.fetching import fetch as dt
+from dspark.fetching.known import DEFAULT_TARGET
+from dspark.targets.names import resolve_target
 
 NAME = "tiny"
 CONTENT = b"GGUF" + bytes(range(256)) * 64
@@ -193,14 +195,14 @@ def test_unknown_name() -> None:
 
 
 def test_resolve(pip: Pip, tmp_path: Path, tmp_cache: Path) -> None:
-    assert dt.resolve_target(NAME) == tmp_cache / "targets" / NAME
-    assert dt.resolve_target(tmp_path) == tmp_path
-    assert dt.resolve_target(str(tmp_path)) == tmp_path
-    assert dt.resolve_target("org/model") == "org/model"
-    assert dt.resolve_target("gpt2") == "gpt2"
+    assert resolve_target(NAME) == tmp_cache / "targets" / NAME
+    assert resolve_target(tmp_path) == tmp_path
+    assert resolve_target(str(tmp_path)) == tmp_path
+    assert resolve_target("org/model") == "org/model"
+    assert resolve_target("gpt2") == "gpt2"
     for bad in (tmp_path / "no", str(tmp_path / "no"), "./no", "a/b/c", ""):
         with pytest.raises(CheckpointError, match="not a model folder"):
-            dt.resolve_target(bad)
+            resolve_target(bad)
 
 
 # ------------------------------------------------------------------------------- the conversion
@@ -302,7 +304,7 @@ def test_the_real_default_target(default_target: Path) -> None:
     from transformers import AutoTokenizer
 
     manifest = json.loads((default_target / dt.MANIFEST).read_text())
-    assert manifest["source"]["sha256"] == dt.KNOWN_TARGETS[dt.DEFAULT_TARGET].sha256
+    assert manifest["source"]["sha256"] == dt.KNOWN_TARGETS[DEFAULT_TARGET].sha256
     with safe_open(default_target / "model.safetensors", "pt") as weights:
         assert len(weights.keys()) == 272
         embedding = weights.get_slice("model.embed_tokens.weight")
