@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dspark.core import DraftBlock, SamplingParams
+from dspark.core import Batch, DraftBlock, Request, SamplingParams, StepLayout
 from dspark.engine import judging
 from dspark.errors import EngineError
 
@@ -18,14 +17,15 @@ LENGTHS = (4, 0, 2, 4, 1, 3, 0, 4)
 ROWS = len(LENGTHS) + sum(LENGTHS)
 
 
-def requests() -> Any:
+def spans(drafts: DraftBlock) -> Any:
     kinds = [
         SamplingParams(temperature=1.0),
         SamplingParams(temperature=0.5, top_k=7),
         SamplingParams(temperature=1.5, top_p=0.8),
         SamplingParams(),
     ]
-    return [SimpleNamespace(params=kinds[r % 4]) for r in range(len(LENGTHS))]
+    requests = [Request(r, [7], kinds[r % 4], output_ids=[8]) for r in range(len(LENGTHS))]
+    return StepLayout.build(Batch([], requests), drafts, LENGTHS).spans
 
 
 def inputs(seed: int) -> tuple[torch.Tensor, DraftBlock, Any, Any]:
@@ -45,15 +45,14 @@ def test_parts_do_not_show(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
         def sampled(rows: int, given: Any = (logits, drafts, accept_u, final_u)) -> Any:
             monkeypatch.setitem(judging._CHUNK, "cpu", rows * V)
             logits, drafts, accept_u, final_u = given
-            return judging.judge_sampled(
-                requests(), logits, drafts, LENGTHS, accept_u, final_u, None
-            )
+            mine = spans(drafts)
+            return judging.judge_sampled(mine, logits, drafts, accept_u, final_u, None)
 
         assert sampled(held) == sampled(ROWS)
         counts.update(sampled(held).accepted)
-        whole = judging.judge_greedy(logits, drafts, LENGTHS)
+        whole = judging.judge_greedy(spans(drafts), logits, drafts)
         monkeypatch.setitem(judging._CHUNK, "cpu", held * V)
-        assert judging.judge_greedy(logits, drafts, LENGTHS) == whole
+        assert judging.judge_greedy(spans(drafts), logits, drafts) == whole
         params = [SamplingParams(temperature=0.9)] * ROWS
         drawn = judging.draw_each(logits, params, np.linspace(0, 0.99, ROWS))
         monkeypatch.setitem(judging._CHUNK, "cpu", ROWS * V)
@@ -65,7 +64,7 @@ def test_parts_do_not_show(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_watches_sees_every_request_once(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(judging._CHUNK, "cpu", held * V)
     logits, drafts, accept_u, final_u = inputs(0)
-    mine, seen, firsts = requests(), [], []
+    mine, seen, firsts = spans(drafts), [], []
 
     def watch(some: Any, target: Any, block: DraftBlock, lengths: Any, verdict: Any) -> None:
         assert len(some) == len(target) == len(block.draft_ids_RK) == len(lengths)
@@ -73,17 +72,18 @@ def test_who_watches_sees_every_request_once(held: int, monkeypatch: pytest.Monk
         seen.extend(some)
         firsts.append(target[:, 0])
 
-    judging.judge_sampled(mine, logits, drafts, LENGTHS, accept_u, final_u, None, watch)
-    assert seen == mine
+    judging.judge_sampled(mine, logits, drafts, accept_u, final_u, None, watch)
+    assert seen == [span.request for span in mine]
     starts = np.cumsum([0, *(n + 1 for n in LENGTHS[:-1])])
-    params = [request.params for request in mine]
+    params = [span.request.params for span in mine]
     expected = judging._probabilities(logits[starts], params)
     torch.testing.assert_close(torch.cat(firsts), expected)
 
 
 def test_parts_hold_no_more_rows_than_asked_for_but_one_request() -> None:
+    mine = spans(inputs(0)[1])
     for rows in (1, 3, 5, 8, 100):
-        parts = list(judging._parts(LENGTHS, rows))
+        parts = list(judging._parts(mine, rows))
         assert [r for part in parts for r in range(len(LENGTHS))[part]] == list(range(len(LENGTHS)))
         for part in parts:
             held = LENGTHS[part]
@@ -97,6 +97,6 @@ def test_a_row_without_a_largest_logit_is_refused_in_any_part(
     logits, drafts, accept_u, final_u = inputs(0)
     logits[-1] = float("nan")
     with pytest.raises(EngineError):
-        judging.judge_greedy(logits, drafts, LENGTHS)
+        judging.judge_greedy(spans(drafts), logits, drafts)
     with pytest.raises(EngineError):
-        judging.judge_sampled(requests(), logits, drafts, LENGTHS, accept_u, final_u, None)
+        judging.judge_sampled(spans(drafts), logits, drafts, accept_u, final_u, None)

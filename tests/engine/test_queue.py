@@ -16,11 +16,11 @@ from dspark.core import (
     Chunk,
     FinishReason,
     Request,
+    Result,
     RoundRecord,
     SamplingParams,
+    StepLayout,
     TokenKind,
-    Verdict,
-    VerifyPlan,
 )
 from dspark.engine.queue import RequestQueue
 from dspark.engine.slots import SlotPool
@@ -45,10 +45,8 @@ def start(queue: RequestQueue, *requests: Request, token: int = 9) -> None:
         queue.submit(request)
     batch = queue.next_batch()
     assert batch.starting == list(requests)
-    decode = len(batch.decode)
-    plain = [9] * decode
-    first = [token] * len(batch.prefill)
-    queue.commit(batch, None, VerifyPlan((0,) * decode), Verdict([0] * decode, plain, first))
+    results = [Result(0, token)] * len(batch.prefill) + [Result(0, 9)] * len(batch.decode)
+    queue.commit(StepLayout.build(batch, None, ()), results)
 
 
 def one_round(
@@ -58,9 +56,8 @@ def one_round(
     batch = queue.next_batch()
     assert not batch.prefill
     length = len(ids) if verified is None else verified
-    [output] = queue.commit(
-        batch, draft(ids), VerifyPlan((length,)), Verdict([accepted], [next_id])
-    )
+    layout = StepLayout.build(batch, draft(ids), [length])
+    [output] = queue.commit(layout, [Result(accepted, next_id)])
     return output
 
 
@@ -85,9 +82,8 @@ def plain_step(queue: RequestQueue) -> Batch:
     """A step in which everybody gets a token from the target."""
     batch = queue.next_batch()
     assert queue.held <= queue.cache_len
-    size = len(batch.decode)
-    verdict = Verdict([0] * size, [8] * size, [8] * len(batch.starting))
-    queue.commit(batch, None, VerifyPlan((0,) * size), verdict)
+    layout = StepLayout.build(batch, None, ())
+    queue.commit(layout, [Result(0, 8 if span.logits else None) for span in layout.spans])
     return batch
 
 
@@ -180,7 +176,7 @@ def test_a_round_keeps_the_confidences_of_its_slots() -> None:
     start(queue, request)
     drafts = draft([4, 5])
     drafts.confidence_RK = SimpleNamespace(tolist=lambda: [[0.75, 0.5]])
-    queue.commit(queue.next_batch(), drafts, VerifyPlan((1,)), Verdict([0], [8]))
+    queue.commit(StepLayout.build(queue.next_batch(), drafts, [1]), [Result(0, 8)])
     assert request.rounds == [RoundRecord(2, 1, 0, 1, confidence=(0.75, 0.5))]
 
 
@@ -369,9 +365,10 @@ def _random_step(data: st.DataObject, queue: RequestQueue, shadow: dict[int, lis
     texts = {request.id: [t] for request, t in zip(starting, first, strict=True)}
     for request, ids, n, t in zip(batch.decode, rows, accepted, drawn, strict=True):
         texts[request.id] = [*ids[:n], t]
-    outputs = queue.commit(
-        batch, draft(*rows) if K else None, VerifyPlan(lengths), Verdict(accepted, drawn, first)
-    )
+    layout = StepLayout.build(batch, draft(*rows) if K else None, lengths)
+    given = map(Result, [0] * len(first) + accepted, first + drawn)
+    results = [next(given) if span.logits else Result() for span in layout.spans]
+    outputs = queue.commit(layout, results)
     assert [output.request for output in outputs] == [*starting, *batch.decode]
     for output in outputs:
         request = output.request

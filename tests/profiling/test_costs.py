@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dspark import native
-from dspark.core import SamplingParams
+from dspark.core import Role, SamplingParams
 from dspark.engine.engine import Engine
 from dspark.engine.policies import PolicyTables
 from dspark.engine.runner import Runner
@@ -42,13 +42,14 @@ def test_every_size_is_run_and_kept(target: Target, monkeypatch: pytest.MonkeyPa
     seen, undrafted = [], []
     plain = Runner.verify
 
-    def verify(self: Runner, batch: Any, drafts: Any, plan: Any) -> Any:
-        if batch.decode:
-            assert {r.anchor_pos for r in batch.decode} == {20}
-            seen.append(plan.batch_tokens)
+    def verify(self: Runner, layout: Any, drafts: Any) -> Any:
+        decoding = layout.of(Role.PLAIN, Role.DRAFTED)
+        if decoding:
+            assert {span.start for span in decoding} == {20}
+            seen.append(layout.rows)
             if drafts is None:
-                undrafted.append(plan.verify_len)
-        return plain(self, batch, drafts, plan)
+                undrafted.append(tuple(span.verified for span in decoding))
+        return plain(self, layout, drafts)
 
     drafted = set()
     plain_draft = Runner.draft

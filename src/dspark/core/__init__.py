@@ -3,6 +3,7 @@
 Nothing here imports torch: the scheduler, the queue and their tests run without it.
 """
 
+from dspark.core.layout import Role, Span, StepLayout, logits_of, requests_of
 from dspark.core.outputs import StepOutput, StepRecord, StepStats, TokenKind
 from dspark.core.requests import (
     MAX_LOGPROBS,
@@ -18,9 +19,9 @@ from dspark.core.rounds import (
     Chunk,
     DraftBlock,
     DraftDecision,
+    Result,
     TokenLogprobs,
     Verdict,
-    VerifyPlan,
 )
 from dspark.core.verification import BLOCK, DEFAULT_RULE, RULES, TOKEN, check_rule
 
@@ -38,14 +39,19 @@ __all__ = [
     "Grammar",
     "GrammarState",
     "Request",
+    "Result",
+    "Role",
     "RoundRecord",
     "SamplingParams",
+    "Span",
+    "StepLayout",
     "StepOutput",
     "StepRecord",
     "StepStats",
     "TokenKind",
     "TokenLogprobs",
     "Verdict",
-    "VerifyPlan",
     "check_rule",
+    "logits_of",
+    "requests_of",
 ]

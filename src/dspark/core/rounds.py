@@ -1,4 +1,4 @@
-"""One step on its way through the engine: batch, drafts, plan, verdict.
+"""One step on its way through the engine: batch, decision, drafts, results.
 
 Suffixes: R requests, K block slots, V vocabulary, C clues.
 """
@@ -148,18 +148,6 @@ class DraftBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifyPlan:
-    """How many draft tokens of each request go to the target this round."""
-
-    verify_len: tuple[int, ...]
-
-    @property
-    def batch_tokens(self) -> int:
-        """B: rows of the target forward, one anchor row a request included."""
-        return len(self.verify_len) + sum(self.verify_len)
-
-
-@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """What the target thought of a committed token, before temperature and filters.
 
@@ -172,20 +160,29 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """Outcome of verification for R requests.
+    """Outcome of the test of R requests' drafts.
 
     Attributes:
         accepted: number of draft tokens accepted, per request.
         next_id: the correction (after a rejection) or bonus token, per request.
-        first_id: first token of each answer that starts in this step.
-        plain_id: next token of each request that was not drafted.
-        logprobs: by request id, of the accepted tokens and the one after; where asked for.
     """
 
     accepted: list[int]
     next_id: list[int]
-    first_id: list[int] = field(default_factory=list)
-    plain_id: list[int] = field(default_factory=list)
-    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a step gives one request.
+
+    Attributes:
+        accepted: draft tokens accepted.
+        next_id: the token after the accepted ones; None after a part of a context.
+        logprobs: of the accepted tokens and the one after; None unless asked for.
+    """
+
+    accepted: int = 0
+    next_id: int | None = None
+    logprobs: list[TokenLogprobs] | None = None

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
 
 from dspark.attention.kv_cache import Rows
-from dspark.core import Batch, Verdict, VerifyPlan
+from dspark.core import Result, Role, Span, StepLayout
 from dspark.drafters.drafter import Drafter
 
 # Rows that may wait, of all requests, so that the memory they hold is bounded. Beyond them the
@@ -59,33 +59,34 @@ class DraftContext:
         self.waiting = 0
 
     def take(
-        self,
-        seen_TM: Tensor,
-        rows: Rows,
-        batch: Batch,
-        plan: VerifyPlan,
-        verdict: Verdict,
-        drafted: bool,
+        self, seen_TM: Tensor, rows: Rows, layout: StepLayout, results: Sequence[Result]
     ) -> None:
-        """Take in the rows of a step whose tokens stand.
+        """Take in the rows of a step whose tokens stay in the texts: prompts, anchors, accepted
+        draft tokens.
+
+        What a stop token or a length limit cuts afterwards belongs to a finished request and does
+        no harm.
 
         Args:
             seen_TM: what the drafter sees of all rows of the step.
-            drafted: whether its decode requests had a draft; the next one needs them soon.
         """
-        known = _committed_rows(batch, plan, verdict)
+        pairs = list(zip(layout.spans, results, strict=True))
+        kept = [span.kept(result.accepted) for span, result in pairs]
+        known, ends = list(chain.from_iterable(kept)), list(accumulate(map(len, kept)))
+        firsts = [end - len(own) for end, own in zip(ends, kept, strict=True)]
         reads_next = self.drafter.reads_next_ids
         part = _Part(
             pick(seen_TM, known),
             pick(rows.slots_T, known),
             pick(rows.positions_T, known),
-            _next_ids(batch, rows, known, verdict) if reads_next else None,
-            _spans(batch, verdict),
+            _next_ids(pick(rows.ids_T, known), ends, pairs) if reads_next else None,
+            dict(zip((s.slot for s in layout.spans), zip(firsts, ends, strict=True), strict=True)),
         )
         self._waiting.append(part)
         self.waiting += len(known)
-        if drafted:
-            self.catch_up([request.slot for request in batch.decode if request.slot is not None])
+        drafted = [span.slot for span in layout.of(Role.DRAFTED)]
+        if drafted:  # their next draft comes soon
+            self.catch_up(drafted)
         if self.waiting > MOST_WAITING:
             self._take_in(self._oldest())
 
@@ -159,44 +160,11 @@ def _joined(
     return torch.cat([tensor[first:stop] for tensor, first, stop in found if tensor is not None])
 
 
-def _spans(batch: Batch, verdict: Verdict) -> dict[int, tuple[int, int]]:
-    """The committed rows of each request, by its slot."""
-    counts = [(chunk.request, chunk.rows) for chunk in batch.prefill]
-    counts += [(request, 1) for request in batch.plain]
-    accepted = zip(batch.decode, verdict.accepted, strict=True)
-    counts += [(request, 1 + stands) for request, stands in accepted]
-    spans, start = {}, 0
-    for request, rows in counts:
-        assert request.slot is not None
-        spans[request.slot] = (start, start + rows)
-        start += rows
-    return spans
-
-
-def _committed_rows(batch: Batch, plan: VerifyPlan, verdict: Verdict) -> list[int]:
-    """Rows whose tokens stand: all prompts, anchors, accepted drafts.
-
-    What a stop token or a length limit cuts afterwards belongs to a finished request and does no
-    harm.
-    """
-    start = batch.other_rows
-    rows = list(range(start))
-    for length, accepted in zip(plan.verify_len, verdict.accepted, strict=True):
-        rows.extend(range(start, start + accepted + 1))
-        start += length + 1
-    return rows
-
-
-def _next_ids(batch: Batch, rows: Rows, known: list[int], verdict: Verdict) -> Tensor:
-    """The token after each committed row: the row behind it, or the one the verdict drew."""
-    next_T = pick(rows.ids_T, known).roll(-1)
-    counts = [chunk.rows for chunk in batch.prefill] + [1] * len(batch.plain)
-    counts += [accepted + 1 for accepted in verdict.accepted]
-    last_R = torch.tensor(counts, device=next_T.device).cumsum(0) - 1
-    firsts = iter(verdict.first_id)
-    after = [next(firsts) if c.starts_answer else c.next_id() for c in batch.prefill]
-    drawn = [*after, *verdict.plain_id, *verdict.next_id]
-    next_T[last_R] = torch.tensor(drawn, device=next_T.device)
+def _next_ids(ids_T: Tensor, ends: Sequence[int], pairs: Sequence[tuple[Span, Result]]) -> Tensor:
+    """The token after each committed row: the row behind it, the known one, or the new one."""
+    next_T = ids_T.roll(-1)
+    after = [s.next_id if result.next_id is None else result.next_id for s, result in pairs]
+    next_T[torch.tensor(ends, device=next_T.device) - 1] = torch.tensor(after, device=next_T.device)
     return next_T
 
 

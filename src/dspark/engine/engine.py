@@ -2,9 +2,9 @@
 
 decision = scheduler.decide(queue.next_batch())
 drafts = runner.draft(decision.batch, decision.slots)
-plan = scheduler.plan(decision, drafts)
-verdict = runner.verify(batch, drafts, plan)
-queue.commit(batch, drafts, plan, verdict)
+layout = StepLayout.build(decision.batch, drafts, scheduler.plan(decision, drafts))
+results = runner.verify(layout, drafts)
+queue.commit(layout, results)
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from time import perf_counter
 
 from dspark.core import (
     DEFAULT_RULE,
-    Batch,
     DraftBlock,
     Request,
+    Role,
     SamplingParams,
+    StepLayout,
     StepOutput,
     StepRecord,
     StepStats,
-    VerifyPlan,
     check_rule,
 )
 from dspark.drafters.drafter import Drafter
@@ -229,14 +229,14 @@ class Engine:
         before_choice = perf_counter()
         decision = self.scheduler.decide(batch)
         before_draft = perf_counter()
-        batch = decision.batch
-        drafts = self.runner.draft(batch, decision.slots)
+        drafts = self.runner.draft(decision.batch, decision.slots)
         after_draft = perf_counter()
-        plan = self.scheduler.plan(decision, drafts)
+        lengths = self.scheduler.plan(decision, drafts)
         before_verify = perf_counter()
-        verdict = self.runner.verify(batch, drafts, plan)
+        layout = StepLayout.build(decision.batch, drafts, lengths)
+        results = self.runner.verify(layout, drafts)
         after_verify = perf_counter()
-        outputs = self.queue.commit(batch, drafts, plan, verdict)
+        outputs = self.queue.commit(layout, results)
 
         stats = self.stats
         stats.draft_s += after_draft - before_draft
@@ -245,9 +245,9 @@ class Engine:
         end = perf_counter()
         stats.other_s += before_choice - start + end - after_verify
         stats.steps += 1
-        stats.batch_tokens += batch.other_rows + plan.batch_tokens
+        stats.batch_tokens += layout.rows
         stats.committed += sum(len(output.token_ids) for output in outputs)
-        self.policy.observe(_record(batch, drafts, plan, self.runner.late, end - start, outputs))
+        self.policy.observe(_record(layout, drafts, self.runner.late, end - start, outputs))
         return outputs
 
     def generate(
@@ -309,20 +309,20 @@ class Engine:
 
 
 def _record(
-    batch: Batch,
+    layout: StepLayout,
     drafts: DraftBlock | None,
-    plan: VerifyPlan,
     late: int,
     seconds: float,
     outputs: list[StepOutput],
 ) -> StepRecord:
-    drafted = 0 if drafts is None else len(batch.decode)
+    drafted, decoding = layout.of(Role.DRAFTED), layout.of(Role.PLAIN, Role.DRAFTED)
+    rows = sum(len(span.rows) for span in decoding)
     return StepRecord(
-        decoding=len(batch.plain) + len(batch.decode),
-        drafted=drafted,
+        decoding=len(decoding),
+        drafted=len(drafted),
         slots=0 if drafts is None else drafts.draft_ids_RK.shape[1],
-        rows=len(batch.plain) + plan.batch_tokens,
-        prompts=batch.prefill_rows,
+        rows=rows,
+        prompts=layout.rows - rows,
         late=late if drafted else 0,
         seconds=seconds,
         outputs=outputs,

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark import native
-from dspark.core import BLOCK, DEFAULT_RULE, DraftBlock, Request, SamplingParams, Verdict
+from dspark.core import (
+    BLOCK,
+    DEFAULT_RULE,
+    DraftBlock,
+    Request,
+    SamplingParams,
+    Span,
+    Verdict,
+    logits_of,
+    requests_of,
+)
 from dspark.maths.block_verification import verify_block
 from dspark.maths.sampling import check_rows, draw, probabilities
 from dspark.maths.verification import verify, verify_greedy
@@ -30,22 +40,22 @@ _CHUNK = {"cpu": 2**22, "cuda": 2**26}
 OnVerdict = Callable[[Sequence[Request], Tensor, DraftBlock, Sequence[int], Verdict], None]
 
 
-def judge_greedy(logits_NV: Tensor, drafts: DraftBlock, verify_len: Sequence[int]) -> Verdict:
+def judge_greedy(spans: Sequence[Span], logits_NV: Tensor, drafts: DraftBlock) -> Verdict:
     """Drafts against the target's best tokens; see :func:`verify_greedy`.
 
     Args:
-        logits_NV: of each request's anchor and draft tokens to verify, packed.
+        spans: of the drafted requests.
+        logits_NV: of the whole step.
     """
-    ids_RK = drafts.draft_ids_RK
-    best_RK = _rectangle(best(logits_NV), verify_len, ids_RK.shape[1])
-    return verify_greedy(best_RK, ids_RK, verify_len)
+    ids_RK, lengths = drafts.draft_ids_RK, [span.verified for span in spans]
+    best_RK = _rectangle(best(logits_NV[logits_of(spans)]), lengths, ids_RK.shape[1])
+    return verify_greedy(best_RK, ids_RK, lengths)
 
 
 def judge_sampled(
-    requests: Sequence[Request],
+    spans: Sequence[Span],
     logits_NV: Tensor,
     drafts: DraftBlock,
-    verify_len: Sequence[int],
     accept_u_RK: NDArray[np.float64],
     final_u_R: NDArray[np.float64],
     d2t: Tensor | None,
@@ -55,7 +65,8 @@ def judge_sampled(
     """Drafts against the target's distributions; see :func:`verify` and :func:`verify_block`.
 
     Args:
-        logits_NV: of each request's anchor and draft tokens to verify, packed.
+        spans: of the drafted requests.
+        logits_NV: of the whole step.
         accept_u_RK, final_u_R: uniforms of the tests, and of the correction or bonus.
         d2t: target ids of the draft vocabulary, if it is a part.
         on_verdict: watches.
@@ -63,24 +74,23 @@ def judge_sampled(
     """
     judge = verify_block if rule == BLOCK else verify
     assert drafts.draft_probs_RKV is not None
-    K, whole, first = drafts.draft_ids_RK.shape[1], Verdict([], []), 0
-    for part in _parts(verify_len, _rows_at_once(logits_NV)):
-        mine, lengths = requests[part], verify_len[part]
-        params = [r.params for r, n in zip(mine, lengths, strict=True) for _ in range(n + 1)]
-        probs_NV = _probabilities(logits_NV[first : first + len(params)], params)
-        first += len(params)
-        target_RKV = _rectangle(probs_NV, lengths, K)
+    K, accepted, next_id = drafts.draft_ids_RK.shape[1], list[int](), list[int]()
+    for part in _parts(spans, _rows_at_once(logits_NV)):
+        mine = spans[part]
+        lengths = [span.verified for span in mine]
+        params = [span.request.params for span in mine for _ in span.logits]
+        target_RKV = _rectangle(_probabilities(logits_NV[logits_of(mine)], params), lengths, K)
         ids_RK, draft_RKV = drafts.draft_ids_RK[part], drafts.draft_probs_RKV[part]
         verdict = judge(
             target_RKV, draft_RKV, ids_RK, lengths, accept_u_RK[part], final_u_R[part], d2t
         )
-        whole.accepted += verdict.accepted
-        whole.next_id += verdict.next_id
+        accepted += verdict.accepted
+        next_id += verdict.next_id
         if on_verdict is not None:
             clues_RKC = None if drafts.clues_RKC is None else drafts.clues_RKC[part]
             seen = DraftBlock(ids_RK, draft_RKV, clues_RKC=clues_RKC)
-            on_verdict(mine, target_RKV, seen, lengths, verdict)
-    return whole
+            on_verdict(requests_of(mine), target_RKV, seen, lengths, verdict)
+    return Verdict(accepted, next_id)
 
 
 def best(logits_NV: Tensor) -> Tensor:
@@ -115,16 +125,16 @@ def _rows_at_once(logits_NV: Tensor) -> int:
     return max(_CHUNK[logits_NV.device.type] // logits_NV.shape[1], 1)
 
 
-def _parts(verify_len: Sequence[int], rows: int) -> Iterator[slice]:
-    """Neighbouring requests with at most so many rows together, or one request alone."""
+def _parts(spans: Sequence[Span], rows: int) -> Iterator[slice]:
+    """Neighbouring spans with at most so many rows together, or one alone."""
     first = held = 0
-    for r, length in enumerate(verify_len):
-        if r > first and held + length + 1 > rows:
+    for r, span in enumerate(spans):
+        if r > first and held + len(span.logits) > rows:
             yield slice(first, r)
             first, held = r, 0
-        held += length + 1
-    if first < len(verify_len):
-        yield slice(first, len(verify_len))
+        held += len(span.logits)
+    if first < len(spans):
+        yield slice(first, len(spans))
 
 
 def _probabilities(logits_NV: Tensor, params: Sequence[SamplingParams]) -> Tensor:

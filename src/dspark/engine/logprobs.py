@@ -5,33 +5,26 @@ Suffixes: N rows with logits, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from dspark.core import Batch, DraftBlock, Request, TokenLogprobs, Verdict, VerifyPlan
+from dspark.core import Result, Span, TokenLogprobs
 
 
-def logprobs(
-    batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan, verdict: Verdict, logits_NV: Tensor
-) -> dict[int, list[TokenLogprobs]]:
-    """What the target thought of each new token, by id of the requests that ask.
+def with_logprobs(span: Span, result: Result, logits_NV: Tensor) -> Result:
+    """The result with what the target thought of each new token, if the request asks for it.
 
     Args:
-        logits_NV: of answers that start, requests that are not drafted, anchors and drafts.
+        logits_NV: of the whole step.
     """
-    told, row = {}, 0
-    drafted = [] if drafts is None else drafts.draft_ids_RK.tolist()
-    tokens = [[token] for token in (*verdict.first_id, *verdict.plain_id)]
-    lengths = [0] * len(tokens) + list(plan.verify_len)
-    for r, (accepted, next_id) in enumerate(zip(verdict.accepted, verdict.next_id, strict=True)):
-        tokens.append([*(drafted[r][:accepted] if drafted else []), next_id])
-    requests: list[Request] = [*batch.starting, *batch.plain, *batch.decode]
-    for request, ids, length in zip(requests, tokens, lengths, strict=True):
-        if request.params.logprobs is not None:
-            rows_NV = logits_NV[row : row + len(ids)]
-            told[request.id] = _of_rows(rows_NV, ids, request.params.logprobs)
-        row += length + 1
-    return told
+    asked = span.request.params.logprobs
+    if asked is None or result.next_id is None:
+        return result
+    ids = [*span.draft_ids[: result.accepted], result.next_id]
+    first = span.logits.start
+    return replace(result, logprobs=_of_rows(logits_NV[first : first + len(ids)], ids, asked))
 
 
 def _of_rows(logits_NV: Tensor, ids: list[int], count: int) -> list[TokenLogprobs]:

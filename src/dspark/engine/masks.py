@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dspark.core import Batch, DraftBlock, Request, VerifyPlan
+from dspark.core import Request, StepLayout
 from dspark.errors import EngineError
 
 
@@ -99,27 +99,19 @@ class GrammarMasks:
         return logits_RV
 
 
-def mask_target(
-    logits_NV: Tensor, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan
-) -> Tensor:
+def mask_target(logits_NV: Tensor, layout: StepLayout) -> Tensor:
     """The target's logits with what each request's grammar rules out at -inf.
-
-    Args:
-        logits_NV: of answers that start, requests that are not drafted, anchors and drafts.
 
     Raises:
         EngineError: a grammar fails or contradicts itself; it names the request.
     """
-    logits_NV, row = logits_NV.clone(), 0
-    drafted = [[]] * len(batch.decode) if drafts is None else drafts.draft_ids_RK.tolist()
-    drafted = [[] for _ in (*batch.starting, *batch.plain)] + drafted
-    lengths = [0] * (len(drafted) - len(batch.decode)) + list(plan.verify_len)
-    requests = [*batch.starting, *batch.plain, *batch.decode]
-    for request, ids, length in zip(requests, drafted, lengths, strict=True):
-        for k in range(length + 1):
-            allowed = None if request.grammar is None else allowed_next(request, ids[:k])
+    logits_NV = logits_NV.clone()
+    for span in layout.spans:
+        if span.request.grammar is None:
+            continue
+        for k, row in enumerate(span.logits):
+            allowed = allowed_next(span.request, span.draft_ids[:k])
             if allowed is not None:
                 allowed_V = torch.from_numpy(allowed).to(logits_NV.device)
-                logits_NV[row + k].masked_fill_(~allowed_V, float("-inf"))
-        row += length + 1
+                logits_NV[row].masked_fill_(~allowed_V, float("-inf"))
     return logits_NV

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from dspark.core import Batch, DraftBlock, Request, SamplingParams, VerifyPlan
+from dspark.core import Batch, DraftBlock, Request, SamplingParams, StepLayout
 from dspark.engine.queue import RequestQueue
 from dspark.engine.runner import Runner
 from dspark.tables.cost import CostKey, CostTable, Points, rising
@@ -63,8 +63,8 @@ class Stand:
             self._queue.submit(request)
         while (batch := self._queue.next_batch()).prefill:
             alone = Batch(batch.prefill, [])  # those that are ready wait for the others
-            plan = VerifyPlan(())
-            self._queue.commit(alone, None, plan, self.runner.verify(alone, None, plan))
+            layout = StepLayout.build(alone, None, ())
+            self._queue.commit(layout, self.runner.verify(layout, None))
         self._running = batch.decode
 
     def draft(self, requests: int, slots: int) -> tuple[DraftBlock | None, float]:
@@ -77,8 +77,9 @@ class Stand:
 
         Without drafts it is a step that drafts nothing, where the drafter's context may wait.
         """
-        batch, plan = Batch([], self._running[:requests]), VerifyPlan((length,) * requests)
-        return self._timed(lambda: self.runner.verify(batch, drafts, plan))[1]
+        batch, lengths = Batch([], self._running[:requests]), [length] * requests
+        lay_out = lambda: StepLayout.build(batch, drafts, lengths)  # noqa: E731
+        return self._timed(lambda: self.runner.verify(lay_out(), drafts))[1]
 
     def clear(self) -> None:
         """Give back what the requests held."""

@@ -1,22 +1,22 @@
-"""The request queue: who waits, who runs, and what a verdict adds to each text."""
+"""The request queue: who waits, who runs, and what a step adds to each text."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 
 from dspark.core import (
     Batch,
     Chunk,
-    DraftBlock,
     FinishReason,
     Request,
+    Result,
+    Role,
     RoundRecord,
+    Span,
+    StepLayout,
     StepOutput,
     TokenKind,
-    Verdict,
-    VerifyPlan,
 )
 from dspark.engine.slots import SlotPool
 
@@ -144,10 +144,8 @@ class RequestQueue:
             self._running[request.slot] = request
             ahead += self.positions(request, 2)
 
-    def commit(
-        self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan, verdict: Verdict
-    ) -> list[StepOutput]:
-        """Add what the verdict allows to each text, cutting at stop tokens and length limits.
+    def commit(self, layout: StepLayout, results: Sequence[Result]) -> list[StepOutput]:
+        """Add what the results allow to each text, cutting at stop tokens and length limits.
 
         The cut comes after the test, so it cannot bend the distribution (algorithms: lossless
         verification).
@@ -156,39 +154,36 @@ class RequestQueue:
             What each request got: those whose answers start, plain, drafted ones.
         """
         outputs = []
-        starting = batch.starting
-        for chunk in batch.prefill:
-            chunk.request.cached = chunk.end
-        for request, token in zip(starting, verdict.first_id, strict=True):
-            outputs.append(self._extend(request, [token], [TokenKind.PLAIN]))
-        for request, token in zip(batch.plain, verdict.plain_id, strict=True):
-            output = self._extend(request, [token], [TokenKind.PLAIN])
-            stopped = request.finish is FinishReason.STOP
-            outputs.append(_recorded(output, RoundRecord(0, 0, 0, 1, stopped)))
-        drafted = [] if drafts is None else drafts.draft_ids_RK.tolist()
-        sure_RK = None if drafts is None else drafts.confidence_RK
-        confidence = [] if sure_RK is None else sure_RK.tolist()
-        for r, request in enumerate(batch.decode):
-            ids = drafted[r] if drafted else []
-            verified, accepted = plan.verify_len[r], verdict.accepted[r]
-            drawn = TokenKind.DRAWN if verified else TokenKind.PLAIN
-            kinds = [TokenKind.ACCEPTED] * accepted + [drawn]
-            output = self._extend(request, [*ids[:accepted], verdict.next_id[r]], kinds)
-            committed = len(output.token_ids)
-            stopped = request.finish is FinishReason.STOP
-            record = RoundRecord(
-                len(ids),
-                verified,
-                min(accepted, committed),
-                committed,
-                stopped,
-                tuple(confidence[r]) if confidence else (),
-            )
-            outputs.append(_recorded(output, record))
-        return [_with_logprobs(output, verdict) for output in outputs]
+        for span, result in zip(layout.spans, results, strict=True):
+            if span.role in (Role.CONTEXT, Role.FIRST):
+                span.request.cached = span.start + len(span.ids)
+            if result.next_id is not None:
+                outputs.append(self._commit(span, result, result.next_id))
+        return outputs
 
-    def _extend(self, request: Request, ids: list[int], kinds: list[TokenKind]) -> StepOutput:
-        """Add tokens up to the first stop token, then up to the length limit."""
+    def _commit(self, span: Span, result: Result, next_id: int) -> StepOutput:
+        request, accepted = span.request, result.accepted
+        drawn = TokenKind.DRAWN if span.verified else TokenKind.PLAIN
+        kinds = [TokenKind.ACCEPTED] * accepted + [drawn]
+        ids = self._extend(request, [*span.draft_ids[:accepted], next_id])
+        record = None
+        if span.role is not Role.FIRST:
+            record = RoundRecord(
+                span.drafted,
+                span.verified,
+                min(accepted, len(ids)),
+                len(ids),
+                request.finish is FinishReason.STOP,
+                span.confidence,
+            )
+            request.rounds.append(record)
+            request.round += 1
+        told = None if result.logprobs is None else result.logprobs[: len(ids)]
+        finished = request.finish is not None
+        return StepOutput(request, ids, kinds[: len(ids)], finished, record, told)
+
+    def _extend(self, request: Request, ids: list[int]) -> list[int]:
+        """Add tokens up to the first stop token, then up to the length limit; returns them."""
         finish = None
         if not request.params.ignore_stop and not self.stop_ids.isdisjoint(ids):
             first = next(i for i, token in enumerate(ids) if token in self.stop_ids)
@@ -201,7 +196,7 @@ class RequestQueue:
         request.finish = finish
         if finish is not None:
             self._release(request)
-        return StepOutput(request, ids, kinds[: len(ids)], finish is not None)
+        return ids
 
     def room(self, request: Request) -> int:
         """Tokens that may still be added to a request's text."""
@@ -215,16 +210,3 @@ class RequestQueue:
         self.slots.release(request.slot)
         self._on_release(request.slot)
         request.slot, request.cached = None, 0
-
-
-def _recorded(output: StepOutput, record: RoundRecord) -> StepOutput:
-    """The output of a round, with its record, which the request keeps."""
-    output.request.rounds.append(record)
-    output.request.round += 1
-    return replace(output, record=record)
-
-
-def _with_logprobs(output: StepOutput, verdict: Verdict) -> StepOutput:
-    """The output with what was asked about its tokens; most ask nothing."""
-    told = verdict.logprobs.get(output.request.id)
-    return output if told is None else replace(output, logprobs=told[: len(output.token_ids)])

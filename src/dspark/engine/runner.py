@@ -9,6 +9,7 @@ Suffixes: R requests, K block slots, N rows with logits, T packed rows, V vocabu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -16,11 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dspark.attention.kv_cache import Rows
-from dspark.core import DEFAULT_RULE, Batch, DraftBlock, Request, Verdict, VerifyPlan
+from dspark.core import (
+    DEFAULT_RULE,
+    Batch,
+    DraftBlock,
+    Request,
+    Result,
+    Role,
+    Span,
+    StepLayout,
+    Verdict,
+    logits_of,
+    requests_of,
+)
 from dspark.drafters.drafter import Drafter
 from dspark.engine.context import DraftContext, pick
 from dspark.engine.judging import OnVerdict, best, draw_each, judge_greedy, judge_sampled
-from dspark.engine.logprobs import logprobs
+from dspark.engine.logprobs import with_logprobs
 from dspark.engine.masks import GrammarMasks, has_grammar, mask_target
 from dspark.errors import EngineError
 from dspark.maths.rng import Use, uniform
@@ -93,25 +106,29 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def verify(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Verdict:
+    def verify(self, layout: StepLayout, drafts: DraftBlock | None) -> tuple[Result, ...]:
         """Run the target over prompts, anchors and drafts, and judge the drafts.
+
+        Returns:
+            One result for each span.
 
         Raises:
             EngineError: logits of the target have no finite largest value, or a grammar failed;
                 it names the requests.
         """
-        rows = self._rows(batch, drafts, plan)
+        parts = [(span.slot, span.start, span.ids) for span in layout.spans]
+        rows = Rows.build(parts, str(self.target.device))
         last_TD, taps_TM = self.target.forward(rows, self._cache, self._tap_ids)
         seen_TM = last_TD if taps_TM is None else taps_TM
-        logits_NV = self._logits(pick(last_TD, _logit_rows(batch, plan)))
+        logits_NV = self._logits(pick(last_TD, layout.logit_rows))
         try:
-            verdict = self._verdict(batch, drafts, plan, logits_NV)
+            results = self._results(layout, drafts, logits_NV)
         except EngineError as error:
-            error.requests = error.requests or _culprits(batch, plan, logits_NV)
+            error.requests = error.requests or _culprits(layout, logits_NV)
             raise
         if self._context is not None:
-            self._context.take(seen_TM, rows, batch, plan, verdict, drafted=drafts is not None)
-        return verdict
+            self._context.take(seen_TM, rows, layout, results)
+        return results
 
     def _logits(self, last_ND: Tensor) -> Tensor:
         """The target's logits; a step that only runs parts of prompts needs none."""
@@ -141,48 +158,35 @@ class Runner:
         if self._context is not None:
             self._context.forget(slot)
 
-    def _rows(self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan) -> Rows:
-        parts = [(_slot(chunk.request), chunk.start, chunk.ids()) for chunk in batch.prefill]
-        parts += [(_slot(r), r.anchor_pos, [r.anchor]) for r in batch.plain]
-        ids_RK = [[]] * len(batch.decode) if drafts is None else drafts.draft_ids_RK.tolist()
-        for request, ids_K, length in zip(batch.decode, ids_RK, plan.verify_len, strict=True):
-            block = [request.anchor, *ids_K[:length]]
-            parts.append((_slot(request), request.anchor_pos, block))
-        return Rows.build(parts, str(self.target.device))
-
-    def _verdict(
-        self, batch: Batch, drafts: DraftBlock | None, plan: VerifyPlan, logits_NV: Tensor
-    ) -> Verdict:
-        starting, own_NV = batch.starting, logits_NV
-        requests = (*starting, *batch.plain, *batch.decode)
-        if has_grammar(requests):
-            logits_NV = mask_target(logits_NV, batch, drafts, plan)
-        firsts, plains = len(starting), len(starting) + len(batch.plain)
-        verdict = self._judge(batch.decode, logits_NV[plains:], drafts, plan)
-        verdict.first_id = self._choose(starting, logits_NV[:firsts], Use.TARGET)
-        verdict.plain_id = self._choose(batch.plain, logits_NV[firsts:plains], Use.RESIDUAL)
-        if any(request.params.logprobs is not None for request in requests):
-            verdict.logprobs = logprobs(batch, drafts, plan, verdict, own_NV)
-        return verdict
+    def _results(
+        self, layout: StepLayout, drafts: DraftBlock | None, logits_NV: Tensor
+    ) -> tuple[Result, ...]:
+        own_NV = logits_NV
+        if has_grammar([span.request for span in layout.spans if span.logits]):
+            logits_NV = mask_target(logits_NV, layout)
+        drafted = layout.of(Role.DRAFTED)
+        verdict = self._judge(drafted, logits_NV, drafts)
+        first_ids = self._choose(layout.of(Role.FIRST), logits_NV, Use.TARGET)
+        plain_ids = self._choose(layout.of(Role.PLAIN), logits_NV, Use.RESIDUAL)
+        accepted = [0] * len(first_ids + plain_ids) + verdict.accepted
+        given = map(Result, accepted, first_ids + plain_ids + verdict.next_id)
+        results = [next(given) if span.logits else Result() for span in layout.spans]
+        return tuple(map(with_logprobs, layout.spans, results, repeat(own_NV)))
 
     def _judge(
-        self,
-        requests: list[Request],
-        logits_NV: Tensor,
-        drafts: DraftBlock | None,
-        plan: VerifyPlan,
+        self, spans: Sequence[Span], logits_NV: Tensor, drafts: DraftBlock | None
     ) -> Verdict:
-        """Accepted drafts and the token after them, from the logits of anchors and drafts."""
+        """Accepted drafts and the token after them."""
+        requests = requests_of(spans)
         unwatched = self.on_verdict is None
-        if drafts is None or (unwatched and not any(plan.verify_len)):
-            return Verdict([0] * len(requests), self._choose(requests, logits_NV, Use.RESIDUAL))
+        if drafts is None or (unwatched and not any(span.verified for span in spans)):
+            return Verdict([0] * len(spans), self._choose(spans, logits_NV, Use.RESIDUAL))
         if _all_greedy(requests):
-            return judge_greedy(logits_NV, drafts, plan.verify_len)
+            return judge_greedy(spans, logits_NV, drafts)
         return judge_sampled(
-            requests,
+            spans,
             logits_NV,
             drafts,
-            plan.verify_len,
             self._uniform(requests, Use.ACCEPT, drafts.draft_ids_RK.shape[1]),
             self._uniform(requests, Use.RESIDUAL)[:, 0],
             self._d2t,
@@ -190,10 +194,11 @@ class Runner:
             self._rule,
         )
 
-    def _choose(self, requests: list[Request], logits_RV: Tensor, use: Use) -> list[int]:
-        """One token straight from the target for each request."""
-        if not requests:
+    def _choose(self, spans: Sequence[Span], logits_NV: Tensor, use: Use) -> list[int]:
+        """One token straight from the target for each span."""
+        if not spans:
             return []
+        requests, logits_RV = requests_of(spans), logits_NV[logits_of(spans)]
         if _all_greedy(requests):
             return best(logits_RV).tolist()
         params = [request.params for request in requests]
@@ -232,22 +237,9 @@ def _all_greedy(requests: Sequence[Request]) -> bool:
     return all(request.params.temperature == 0 for request in requests)
 
 
-def _logit_rows(batch: Batch, plan: VerifyPlan) -> list[int]:
-    """Rows that need logits: the last of each whole prompt, and all anchors and drafts."""
-    rows, end = [], 0
-    for chunk in batch.prefill:
-        end += chunk.rows
-        if chunk.starts_answer:
-            rows.append(end - 1)
-    rows.extend(range(end, end + len(batch.plain) + plan.batch_tokens))
-    return rows
-
-
-def _culprits(batch: Batch, plan: VerifyPlan, logits_NV: Tensor) -> tuple[int, ...]:
+def _culprits(layout: StepLayout, logits_NV: Tensor) -> tuple[int, ...]:
     """Ids of the requests whose logits have no finite largest value."""
-    owners = [*batch.starting, *batch.plain]
-    for request, length in zip(batch.decode, plan.verify_len, strict=True):
-        owners += [request] * (length + 1)
     fine_N = logits_NV.float().amax(-1).isfinite().tolist()
-    pairs = zip(owners, fine_N, strict=True)
-    return tuple(dict.fromkeys(request.id for request, fine in pairs if not fine))
+    return tuple(
+        span.request.id for span in layout.spans if not all(fine_N[row] for row in span.logits)
+    )

@@ -1,7 +1,7 @@
 """From a drafter's confidences to verify lengths (DSpark §3.2.2); the file to read first.
 
     past rounds          ──> DraftGate ──> slots that pay ──────────────> DraftDecision
-    DraftDecision, drafts ──> AcceptanceEstimator ──> Algorithm 1 ──> VerifyPlan
+    DraftDecision, drafts ──> AcceptanceEstimator ──> Algorithm 1 ──> verify lengths
 
 Verification stays lossless because a draft token's fate never depends on the token itself: the
 decision knows finished rounds alone, and no later confidence admits an earlier token.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dspark.core import Batch, DraftBlock, DraftDecision, StepRecord, VerifyPlan
+from dspark.core import Batch, DraftBlock, DraftDecision, StepRecord
 from dspark.engine.draft_gate import Gate
 from dspark.engine.drafting import DraftPlanner
 from dspark.engine.policies import Policy, PolicyTables
@@ -33,17 +33,17 @@ class Scheduler:
         plain = not self.policy.draft_len or not batch.decode
         return DraftDecision(batch) if plain else self.policy.decide(batch)
 
-    def plan(self, decision: DraftDecision, drafts: DraftBlock | None) -> VerifyPlan:
+    def plan(self, decision: DraftDecision, drafts: DraftBlock | None) -> list[int]:
         """Verify lengths [R] of the batch's decode requests."""
         requests = decision.batch.decode
         if drafts is None:
-            return VerifyPlan((0,) * len(requests))
+            return [0] * len(requests)
         lengths = self.policy.lengths(decision, drafts)
         if drafts.lengths is not None:
             lengths = list(map(min, lengths, drafts.lengths))
         # The anchor itself takes a position too. The bound looks at no token, so it is lossless.
         rooms = [self.max_len - 1 - request.anchor_pos for request in requests]
-        return VerifyPlan(tuple(map(min, lengths, rooms)))
+        return list(map(min, lengths, rooms))
 
 
 class Adaptive(Policy):

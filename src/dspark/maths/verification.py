@@ -85,16 +85,16 @@ def verify_greedy(target_ids_RK: Tensor, draft_ids_RK: Tensor, verify_len_R: Len
     Returns:
         Accepted counts and, per request, the target's token after the accepted prefix.
     """
-    verdict = Verdict([], [])
+    accepted_R, next_id_R = [], []
     lengths = torch.as_tensor(verify_len_R).tolist()
     rows = zip(target_ids_RK.tolist(), draft_ids_RK.tolist(), lengths, strict=True)
     for target_K, draft_K, length in rows:
         accepted = 0
         while accepted < length and target_K[accepted] == draft_K[accepted]:
             accepted += 1
-        verdict.accepted.append(accepted)
-        verdict.next_id.append(target_K[accepted])
-    return verdict
+        accepted_R.append(accepted)
+        next_id_R.append(target_K[accepted])
+    return Verdict(accepted_R, next_id_R)
 
 
 def overlap(target_probs_RKV: Tensor, draft_probs_RKV: Tensor, d2t: Tensor | None) -> Tensor:
