@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -116,10 +117,8 @@ def accept_one_more(patch: pytest.MonkeyPatch) -> None:
 
     def broken(best: Any, ids: Any, lengths: Any) -> Any:
         verdict = real(best, ids, lengths)
-        verdict.accepted = [
-            max(a, min(1, n)) for a, n in zip(verdict.accepted, lengths, strict=True)
-        ]
-        return verdict
+        more = [max(a, min(1, n)) for a, n in zip(verdict.accepted, lengths, strict=True)]
+        return replace(verdict, accepted=more)
 
     patch.setattr(judging, "verify_greedy", broken)
 

@@ -11,8 +11,9 @@ Suffixes: R requests, N rounds, K block slots, C clues, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,10 +104,10 @@ def collect_clues(
     """
     size = drafter.config.block_size
     room = MAX_PROMPT + params.max_new_tokens
-    engine = Engine(
-        target, drafter, f"fixed:{size}", slots=slots, max_len=room, verification=verification
+    build = partial(
+        Engine, target, drafter, f"fixed:{size}", slots, room, verification=verification
     )
-    job = _Job(engine, drafter, folder)
+    job = _Job(build, drafter, folder)
     job.bad_rows = bad_rows or job.bad_rows
     drafter.keep_clues = True
     try:
@@ -146,9 +147,8 @@ class _Answer:
 class _Job:
     """Answers under way, those finished since the last part file, and the part files."""
 
-    def __init__(self, engine: Engine, drafter: DSparkDrafter, folder: Path) -> None:
-        self.engine, self.drafter, self.folder = engine, drafter, folder
-        engine.runner.on_verdict = self._watch
+    def __init__(self, build: Callable[..., Engine], drafter: DSparkDrafter, folder: Path) -> None:
+        self.engine, self.drafter, self.folder = build(on_verdict=self._watch), drafter, folder
         self.parts = sorted(folder.glob("part-*.safetensors"))
         self.kept = dict(pair for path in self.parts for pair in _read(path, rows=False).prompts)
         self.open: dict[Request, _Answer] = {}

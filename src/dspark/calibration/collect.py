@@ -14,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +133,17 @@ def collect(
     """
     size = drafter.config.block_size
     room = MAX_PROMPT + params.max_new_tokens
-    engine = Engine(
-        target, drafter, f"fixed:{size}", slots=slots, max_len=room, verification=verification
+    build = partial(
+        Engine, target, drafter, f"fixed:{size}", slots, room, verification=verification
     )
-    job = _Job(engine, prompts, params, part, rounds, check_share, seed)
+    job = _Job(build, prompts, params, part, rounds, check_share, seed)
     job.bad_rows = bad_rows or job.bad_rows
     try:
         while True:
             job.fill()
-            if not engine.queue:
+            if not job.engine.queue:
                 break
-            outputs = engine.step()
+            outputs = job.engine.step()
             job.take([output.request for output in outputs if output.finished])
             on_progress(job.progress())
     finally:  # finished answers are kept whatever happens
@@ -164,7 +165,7 @@ class _Job:
 
     def __init__(
         self,
-        engine: Engine,
+        build: Callable[..., Engine],
         prompts: Sequence[Prompt],
         params: SamplingParams,
         part: Path,
@@ -172,14 +173,14 @@ class _Job:
         check_share: float,
         seed: int,
     ) -> None:
-        self.engine, self.params, self.part, self.seed = engine, params, part, seed
+        self.engine = build(on_verdict=self._watch)
+        self.params, self.part, self.seed = params, part, seed
         self.rounds, self.check_share = rounds, check_share
         self.left, self.bad_rows = iter(prompts), BadRows()
         self.walked: list[str] = []
         self.finished = Progress()
         self.open: dict[Request, str] = {}
         self.overlaps: dict[Request, list[list[float]]] = defaultdict(list)
-        engine.runner.on_verdict = self._watch
         self.done = self._read_part()
         self.keeps = True
         self._rows: list[dict[str, Any]] = []
@@ -196,7 +197,7 @@ class _Job:
         """Note c* of every slot: how likely it passes if those before it did."""
         assert drafts.draft_probs_RKV is not None
         slots = drafts.draft_ids_RK.shape[1]
-        d2t = None if self.engine.runner.drafter is None else self.engine.runner.drafter.d2t
+        d2t = None if self.engine.drafter is None else self.engine.drafter.d2t
         block = self.engine.verification == BLOCK
         given = block_overlap if block else lambda p, q, ids, d2t: overlap(p, q, d2t)
         rows = given(

@@ -26,6 +26,7 @@ from dspark.core import (
     check_rule,
 )
 from dspark.drafters.drafter import Drafter
+from dspark.engine.judging import OnVerdict
 from dspark.engine.policies import Policy, PolicyTables
 from dspark.engine.policy_names import ADAPTIVE, parse_policy
 from dspark.engine.queue import PREFILL_ROWS, RequestQueue
@@ -57,6 +58,8 @@ class Engine:
         prefill_rows: prompt tokens run in one step, beside the rounds of others.
         verification: the rule by which drafts above temperature 0 are accepted, "token" or
             "block"; the texts' distribution is the target's under either.
+        on_verdict: is shown all drafts that are verified above temperature 0, some requests at a
+            time, with the target's probabilities and the verdict.
 
     Attributes:
         stats: totals over all steps so far; a caller may put a fresh `StepStats` here.
@@ -80,6 +83,7 @@ class Engine:
         cache_gib: float | None = None,
         prefill_rows: int = PREFILL_ROWS,
         verification: str = DEFAULT_RULE,
+        on_verdict: OnVerdict | None = None,
     ) -> None:
         if slots < 1 or max_len < 2 or prefill_rows < 1:
             raise ConfigError(
@@ -88,7 +92,7 @@ class Engine:
                 fix="Use 1 slot, 2 tokens and 1 prompt row a step, or more",
             )
         self.target, self.drafter = target, drafter
-        self.verification = check_rule(verification)
+        self.verification, self._on_verdict = check_rule(verification), on_verdict
         max_len = min(max_len, target.max_positions)
         self.policy, self.runner = self._prepared(policy or "auto", slots, max_len, seed, tables)
         cache_len = self._cache_len(cache_gib, slots * max_len)
@@ -113,7 +117,15 @@ class Engine:
         target, drafter = self.target, self.drafter
         block_size = 0 if drafter is None else drafter.config.block_size
         build = lambda length, peaks=False: Runner(  # noqa: E731
-            target, drafter, slots, max_len, length, seed, peaks, self.verification
+            target,
+            drafter,
+            slots,
+            max_len,
+            length,
+            seed,
+            peaks,
+            self.verification,
+            self._on_verdict,
         )
         if policy == "auto" and drafter is not None and tables is None:
             runner = build(block_size, True)

@@ -50,10 +50,10 @@ class Runner:
         seed: stands for the seed of requests that have none of their own.
         peaks: let drafters without a confidence head give their largest probabilities instead.
         rule: by which drafts above temperature 0 are accepted, of `core.RULES`.
+        on_verdict: watches verdicts; None costs nothing.
 
     Attributes:
         late: rows that had waited for the present step's draft.
-        on_verdict: watches verdicts (see `evaluation.audit`); None costs nothing.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Runner:
         seed: int = 0,
         peaks: bool = False,
         rule: str = DEFAULT_RULE,
+        on_verdict: OnVerdict | None = None,
     ) -> None:
         self.target, self.drafter = target, drafter if draft_len else None
         self.draft_len, self.seed, self._rule = draft_len, seed, rule
@@ -74,7 +75,7 @@ class Runner:
         self._d2t: Tensor | None = None
         self._context: DraftContext | None = None
         self.late = 0
-        self.on_verdict: OnVerdict | None = None
+        self._on_verdict = on_verdict
         if self.drafter is not None:
             self._tap_ids = self.drafter.config.target_layer_ids
             self._d2t = self.drafter.d2t
@@ -178,7 +179,7 @@ class Runner:
     ) -> Verdict:
         """Accepted drafts and the token after them."""
         requests = requests_of(spans)
-        unwatched = self.on_verdict is None
+        unwatched = self._on_verdict is None
         if drafts is None or (unwatched and not any(span.verified for span in spans)):
             return Verdict([0] * len(spans), self._choose(spans, logits_NV, Use.RESIDUAL))
         if _all_greedy(requests):
@@ -190,7 +191,7 @@ class Runner:
             self._uniform(requests, Use.ACCEPT, drafts.draft_ids_RK.shape[1]),
             self._uniform(requests, Use.RESIDUAL)[:, 0],
             self._d2t,
-            self.on_verdict,
+            self._on_verdict,
             self._rule,
         )
 

@@ -84,7 +84,7 @@ def run(
     longest = max(map(len, plan.prompts)) + max(plan.greedy_tokens, plan.sampled_tokens)
     room = min(longest + drafter.config.block_size, target.max_positions)
     chosen = policy or f"fixed:{drafter.config.block_size}"
-    build = lambda d, s=plan.slots: Engine(  # noqa: E731
+    build = lambda d, s=plan.slots, watch=None: Engine(  # noqa: E731
         target,
         d,
         chosen if d is not None else "off",
@@ -92,12 +92,14 @@ def run(
         room,
         seed,
         verification=verification,
+        on_verdict=watch,
     )
     drafted = build(drafter)
     pace.begin("greedy text", len(plan.prompts), GREEDY_SHARE)
     greedy = _greedy(target, build(None), drafted, plan, pace)
     pace.begin("distribution", len(plan.prompts) * plan.samples, DISTRIBUTION_SHARE)
-    distribution = _distribution(build(drafter), plan, pace)
+    watch = Watch(drafter.d2t)
+    distribution = _distribution(build(drafter, watch=watch), watch, plan, pace)
     pace.begin("seeds", len(plan.prompts), 1.0)
     seeds = _seeds(target, build, drafter, plan, seed, pace)
     outcomes = [check["outcome"] for check in (greedy, distribution, seeds)]
@@ -161,13 +163,10 @@ def _greedy(
     }
 
 
-def _distribution(engine: Engine, plan: Plan, pace: Pace) -> dict[str, Any]:
-    watch = Watch(engine.runner.drafter.d2t if engine.runner.drafter is not None else None)
-    engine.runner.on_verdict = watch
+def _distribution(engine: Engine, watch: Watch, plan: Plan, pace: Pace) -> dict[str, Any]:
     params = SamplingParams(temperature=1.0, max_new_tokens=plan.sampled_tokens)
     requests = [engine.request(prompt, params) for prompt in plan.prompts * plan.samples]
     pace.run(engine, requests)
-    engine.runner.on_verdict = None
     total = watch.total
     tests = [total, *watch.slots, *watch.groups]
     tests = [excess for excess in tests if excess.variance]
