@@ -54,6 +54,18 @@ def test_every_schema_is_read_and_shown(results: Results) -> None:
         assert not any(isinstance(block, Missing) for block in part(results)), part
 
 
+def test_the_cost_picture_has_the_lines_for_short_blocks(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole table of the file is drawn."""
+    drawn = []
+    monkeypatch.setattr(system.cost_plot, "picture", lambda table: drawn.append(table) or b"")
+    system.costs(results)
+    assert [slots for slots, _ in drawn[0].short] == [1, 3]
+    assert [requests for requests, _ in drawn[0].of_requests] == [1, 8]
+    assert drawn[0].block == 7
+
+
 def test_nothing_measured_names_the_commands() -> None:
     blocks = [part(Results()) for part in PARTS]
     commands = [block.command for (block,) in blocks if isinstance(block, Missing)]

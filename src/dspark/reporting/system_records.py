@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -22,6 +23,9 @@ class Share(Record):
 # ------------------------------------------------------------------- dspark.cost/1, floor/1
 
 
+Rising = Annotated[Points, AfterValidator(rising)]
+
+
 def _draft(points: Points) -> Points:
     return rising(points) if points else ()
 
@@ -30,14 +34,17 @@ class Cost(Record):
     """Schema dspark.cost/1."""
 
     key: CostKey
-    verify: Annotated[Points, AfterValidator(rising)]
+    verify: Rising
     draft: Annotated[Points, AfterValidator(_draft)] = ()
     context: int
+    block: int = 0
+    short: tuple[tuple[int, Rising], ...] = ()
+    of_requests: tuple[tuple[int, Rising], ...] = ()
 
     @property
     def table(self) -> CostTable:
         """The same as the policies read it."""
-        return CostTable(self.key, self.verify, self.draft, self.context)
+        return CostTable(**{each.name: getattr(self, each.name) for each in fields(CostTable)})
 
 
 class Floor(Record):
