@@ -313,3 +313,23 @@ def test_names_with_signs_of_a_shell(tmp_path: Path) -> None:
     (old / "x").write_text("old")
     artifacts.recover_folder(path)
     assert (path / "x").read_text() == "old"
+
+
+# ---- before the work ------------------------------------------------------------------------
+
+
+def test_check_writable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    artifacts.check_writable(tmp_path / "new.json")
+    artifacts.check_writable(tmp_path / "file")
+    artifacts.check_writable(tmp_path / "a" / "b" / "c.json")
+    for wrong in (tmp_path, tmp_path / "file" / "x.json", tmp_path / "file" / "y" / "x.json"):
+        with pytest.raises(DataError, match="cannot write"):
+            artifacts.check_writable(wrong)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_check_writable_asks_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(DataError, match="may not be written to"):
+        artifacts.check_writable(tmp_path / "x.json")

@@ -58,6 +58,29 @@ def write_error(path: Path, exc: Exception, kind: type[DSparkError]) -> DSparkEr
     )
 
 
+def check_writable(path: Path, kind: type[DSparkError] = DataError) -> None:
+    """Refuse a file that could not be written, before minutes of work go into its content.
+
+    Nothing is made: what the disk says beyond that, the writing itself tells.
+
+    Raises:
+        kind: it is a folder, or there is no folder above it that may be written to.
+    """
+    if is_device(path) and os.access(path, os.W_OK):
+        return
+    real = Path(os.path.realpath(path))  # where a symbolic link leads
+    above = next((p for p in real.parents if os.path.exists(p)), Path("/"))
+    found = None
+    if os.path.isdir(path):
+        found = "it is a folder"
+    elif not above.is_dir():
+        found = f"{above} is a file"
+    elif not os.access(above, os.W_OK):
+        found = f"{above} may not be written to"
+    if found:
+        raise kind(f"cannot write {path}", found=found, fix="Choose another place")
+
+
 def _neighbour(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.{ending}")
 

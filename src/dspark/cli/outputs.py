@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from dspark.errors import DataError, DSparkError
+from dspark.errors import DSparkError
 
 
 class _Unwritable(DSparkError):
@@ -27,7 +26,7 @@ def claim(*paths: Path | None) -> None:
         DataError: an output cannot be written.
         InUseError: another process holds it.
     """
-    from dspark.artifacts import hold
+    from dspark.artifacts import check_writable, hold
 
     held.callback(_claimed.clear)
 
@@ -61,26 +60,3 @@ def beside(path: Path | None, ending: str) -> Path | None:
 def writes_files() -> bool:
     """Whether the verb has results to write besides what it prints."""
     return bool(_claimed)
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a file that could not be written, before minutes of work go into its content.
-
-    Raises:
-        DataError: it is a folder, or there is no folder above it that may be written to.
-    """
-    from dspark.artifacts import is_device
-
-    if is_device(path) and os.access(path, os.W_OK):
-        return
-    real = Path(os.path.realpath(path))  # where a symbolic link leads
-    above = next((p for p in real.parents if os.path.exists(p)), Path("/"))
-    found = None
-    if os.path.isdir(path):
-        found = "it is a folder"
-    elif not above.is_dir():
-        found = f"{above} is a file"
-    elif not os.access(above, os.W_OK):
-        found = f"{above} may not be written to"
-    if found:
-        raise DataError(f"cannot write {path}", found=found, fix="Choose another place")

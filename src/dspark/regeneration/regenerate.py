@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dspark.artifacts import append_jsonl, read_jsonl, repair_jsonl, write_error
+from dspark.artifacts import append_jsonl, check_writable, read_jsonl, repair_jsonl
 from dspark.core import FinishReason, Request
 from dspark.data.bad_rows import BadRows
 from dspark.data.prompt_rows import prompt_ids
@@ -186,7 +186,9 @@ class _Job:
     def _read_done(self, by_id: dict[str, Prompt]) -> dict[str, list[ResponseRow]]:
         """Rows of the prompts that the file answers already, in its order."""
         done: dict[str, list[ResponseRow]] = defaultdict(list)
-        _check_writable(self.path)
+        check_writable(self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
         repair_jsonl(self.path)
         for number, fields in enumerate(read_jsonl(self.path), 1):
             row = ResponseRow.from_json(fields, f"{self.path}:{number}")
@@ -286,12 +288,3 @@ class _Job:
         """Write the finished rows to disk."""
         append_jsonl(self.path, self._rows)
         self._rows, self._flushed = [], time.monotonic()
-
-
-def _check_writable(path: Path) -> None:
-    """Fail before the work rather than after it; an empty file comes to be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise write_error(path, error, DataError) from error

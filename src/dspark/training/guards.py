@@ -1,30 +1,11 @@
-"""What a long run needs around its work: a writable folder, fast numbers."""
+"""What a long run needs around its work: fast numbers."""
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from dspark.artifacts import write_error
-from dspark.errors import CheckpointError
-
-
-def check_writable(folder: Path) -> None:
-    """Fail before the work rather than after it.
-
-    Raises:
-        CheckpointError: when the folder cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise write_error(folder, error, CheckpointError) from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dspark.artifacts import find_data, provenance
+from dspark.artifacts import check_writable, find_data, provenance
 from dspark.config import TrainConfig
 from dspark.data.responses import Response
 from dspark.data.store import (
@@ -28,9 +28,8 @@ from dspark.data.store import (
     write_shard,
 )
 from dspark.drafters.drafter import check_fits
-from dspark.errors import DataError
+from dspark.errors import CheckpointError, DataError
 from dspark.targets.target import Target, load_target
-from dspark.training.guards import check_writable
 from dspark.training.setup import drafter_config, load_data, pick_training_dtype
 from dspark.training.states import StateCache, bytes_per_sequence
 
@@ -125,7 +124,7 @@ def write_store(
     digest = plan.digest
     missing = _missing(plan, out, digest)
     _check_room(out, sum(plan.sizes[n] for shard in missing for n in plan.shards[shard]))
-    check_writable(out)
+    check_writable(out / INDEX, CheckpointError)
     cache = StateCache(plan.target, plan.origin.target_layer_ids, 0)
     told = on_progress or (lambda done: None)
     done = len(plan.responses) - sum(len(plan.shards[shard]) for shard in missing)

@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dspark.artifacts import check_writable
 from dspark.config import TrainConfig
 from dspark.data.responses import token_frequencies
 from dspark.drafters.checkpoint import save_drafter
 from dspark.drafters.drafter import Drafter
-from dspark.errors import ConfigError
+from dspark.errors import CheckpointError, ConfigError
 from dspark.signals import hold_interrupt, note_interrupts
-from dspark.training.guards import check_writable, quiet_denormals
+from dspark.training.guards import quiet_denormals
 from dspark.training.learner import Counters, Learner, Report
 from dspark.training.log import LOG, append_log, trim_log
 from dspark.training.metrics import Meter
@@ -117,7 +118,7 @@ class Trainer(Learner):
             CheckpointError: when ``out`` cannot be written; the state before stays.
         """
         if self.parallel.is_main:
-            check_writable(self.out)
+            check_writable(self.out / LOG, CheckpointError)
         resumed = self.resume()
         self._tell_of_data(resumed)
         together: AbstractContextManager[list[bool]] = note_interrupts()
