@@ -183,6 +183,52 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @each_page
+def test_links_name_headings(page: Path) -> None:
+    for file, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)]+)\)", text_of(page)):
+        headings = headings_of(page.parent / file if file else page)
+        known = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+        assert anchor in known, f"{page.name}: {file}#{anchor}"
+
+
+def headings_of(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.*?)\s*$", FENCE.sub("", text_of(page)), re.MULTILINE)
+
+
+def vague_references(text: str) -> list[str]:
+    """References to a document of ours that name no page and heading."""
+    return re.findall(r"(?i)\balgorithms? ?§[\d.]*|\(algorithms?:[^)]*|architecture notes", text)
+
+
+def lost_references(text: str) -> list[str]:
+    """References `docs/PAGE.md, "HEADING"` that lead nowhere."""
+    text = re.sub(r"\s*\n[ \t]*(?:# )?", " ", text)
+    found = re.findall(r'(docs/[\w.]+\.md), "([^"]+)"', text)
+    return [
+        f"{page}, {heading}"
+        for page, heading in found
+        if heading not in {h.partition(" (§")[0] for h in headings_of(ROOT / page)}
+    ]
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "examples", "docs"])
+def test_references_to_sections_lead_somewhere(folder: str) -> None:
+    """`docs/PAGE.md, "HEADING"` names a heading; a bare § is the paper's."""
+    for path in sorted((ROOT / folder).rglob("*.*")):
+        if path.suffix in (".py", ".md", ".cpp", ".h") and path != Path(__file__):
+            text = text_of(path)
+            assert not (vague_references(text) + lost_references(text)), path
+
+
+def test_lost_references_are_seen() -> None:
+    text = 'See (docs/algorithms.md,\n    "Verification") and docs/algorithms.md, "Nowhere".'
+    assert lost_references(text) == ["docs/algorithms.md, Nowhere"]
+    assert vague_references("as in algorithms §8 (algorithms: randomness)") == [
+        "algorithms §8",
+        "(algorithms: randomness",
+    ]
+
+
+@each_page
 def test_dotted_names_exist(page: Path) -> None:
     """`room.module.Name.attribute`, relative to the package, or a key of a recipe."""
     keys = set(valid_keys(TrainConfig))

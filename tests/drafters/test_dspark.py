@@ -325,7 +325,7 @@ def test_drawn_confidence_does_not_see_its_own_token(kind: str, slot: int) -> No
 
 
 def reference_features(drafter: Any, previous: Tensor, hidden: Tensor) -> Tensor:
-    """Features [A, K, r] slot by slot, with plain products (algorithms §3)."""
+    """Features [A, K, r] slot by slot, with plain products (DSpark §3.1)."""
     weights = {k: v.detach() for k, v in drafter.markov_head.state_dict().items()}
     kind = drafter.config.markov_head_type
     blocks = []

@@ -186,7 +186,7 @@ def test_slots_that_cost_much_are_not_drafted(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [causal, pipelined])
 def test_slots_follow_the_past_alone(kind: Any) -> None:
-    """Algorithms §8: the slots stand before a round's drafts, so no token decides on itself."""
+    """Slots are chosen before a round's drafts, so no token decides on itself."""
     policy, present = kind(short_tables(1.0), K), batch()
     found = []
     for accepted in (0, K):
@@ -214,7 +214,7 @@ SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)
 @settings(max_examples=200)
 @pytest.mark.parametrize("kind", [causal, pipelined])
 def test_later_confidences_never_decide(kind: Any, rows: list[list[float]], data: Any) -> None:
-    """Algorithms §8, through the policy: whether (r, k) is admitted hangs on c up to k alone."""
+    """Through the policy: whether (r, k) is admitted hangs on c up to k alone."""
     r, k = data.draw(st.integers(0, 2)), data.draw(st.integers(0, K - 1))
     other = [list(row) for row in rows]
     other[r][k + 1 :] = [data.draw(st.floats(0, 1))] * (K - k - 1)

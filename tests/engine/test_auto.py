@@ -292,7 +292,7 @@ SURE = st.lists(st.floats(0, 1), min_size=K, max_size=K)
 @settings(max_examples=100)
 @pytest.mark.parametrize("peaks", [False, True])
 def test_later_confidences_never_decide(peaks: bool, rows: list[list[float]], data: Any) -> None:
-    """Algorithms §8, whatever was learned before: (r, k) is admitted by c up to k alone."""
+    """Whatever was learned before: (r, k) is admitted by c up to k alone."""
     r, k = data.draw(st.integers(0, 2)), data.draw(st.integers(0, K - 1))
     other = [list(row) for row in rows]
     other[r][k + 1 :] = [data.draw(st.floats(0, 1))] * (K - k - 1)

@@ -63,7 +63,7 @@ def test_a_threshold_stops_at_the_first_unsure_slot() -> None:
 
 @given(hypothesis.extra.numpy.arrays(float, 6, elements=st.floats(0, 1)), st.data())
 def test_later_confidences_never_matter(sure_K: Any, data: Any) -> None:
-    """Algorithms §8: whether slot k is admitted hangs on confidences up to k alone."""
+    """Whether slot k is admitted hangs on confidences up to k alone."""
     k = data.draw(st.integers(0, 5))
     other_K = sure_K.copy()
     other_K[k + 1 :] = data.draw(st.floats(0, 1))

@@ -71,7 +71,7 @@ def test_order_keeps_slots_of_a_request_in_order(batch: Any) -> None:
 @given(batches(), st.data())
 @settings(max_examples=300)
 def test_later_confidences_never_decide_over_an_earlier_slot(batch: Any, data: Any) -> None:
-    """The general property of algorithms §8, for any cost, convex or not."""
+    """The general property of losslessness, for any cost, convex or not."""
     sure, seconds = batch
     r = data.draw(st.integers(0, sure.shape[0] - 1))
     k = data.draw(st.integers(0, sure.shape[1] - 1))

@@ -1,8 +1,8 @@
 """Attention of packed training blocks: many anchors of many sequences in one forward.
 
 Block i of a sequence sees that sequence's context strictly before its anchor and its own K slots,
-never another block (algorithms: training). On a CPU anchors are taken in groups, so that the masked
-part of a score matrix stays small; on a GPU all at once, padded.
+never another block (DSpark §3.3). On a CPU anchors are taken in groups, so that the masked part of
+a score matrix stays small; on a GPU all at once, padded.
 
 Suffixes: S sequences, A anchors, K block slots, T context rows, N block rows (A·K), H heads,
 G query heads of a key-value head, P head_dim.

@@ -1,8 +1,8 @@
 """Attention of the training-time test: causal over the text, then each position's own chain.
 
 The query of position i at step j sees the step-0 keys of positions up to i and, of steps 1 to j,
-its own keys alone (algorithms: Eagle3). On a CPU queries go in blocks that skip what none of theirs
-sees; on a GPU all at once, padded.
+its own keys alone (Eagle3, arXiv 2503.01840). On a CPU queries go in blocks that skip what none of
+theirs sees; on a GPU all at once, padded.
 
 Suffixes: S sequences, T rows of the context, Q rows that learn, W most of them in a sequence,
 J steps so far, H heads, P head_dim, G query heads a key-value head.

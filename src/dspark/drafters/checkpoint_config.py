@@ -21,7 +21,7 @@ REQUIRED = object()  # in place of a default
 
 
 def config_to_json(config: DrafterConfig, spec_fields: dict[str, Any]) -> dict[str, Any]:
-    """DeepSpec's config fields of a drafter (architecture notes §5).
+    """DeepSpec's config fields of a drafter (docs/formats.md, "Drafter folder").
 
     Args:
         spec_fields: what the target adds (context length, initialisation, token ids).

@@ -90,7 +90,7 @@ class SharedWeights:
         embedding: [V, D] input embedding.
         head: [V, D] language-model head.
         d2t: target id of each draft-vocabulary entry, or None.
-        embed_scale, logit_softcap: the family's (algorithms: Gemma).
+        embed_scale, logit_softcap: the target family's, as in Gemma 3.
     """
 
     def __init__(

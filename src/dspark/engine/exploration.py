@@ -1,9 +1,9 @@
 """The gate of the policy `auto`, which needs nothing from the user.
 
 It learns three things while serving, all of them from finished rounds alone, so that verification
-stays lossless (algorithms §8): how long rounds with drafts take against steps without any, by the
-engine's own steps; how well drafts do in each way of sampling, whosever they are; and how sure
-drafts are, where the drafter has no confidence head.
+stays lossless (docs/algorithms.md, "Scheduling"): how long rounds with drafts take against steps
+without any, by the engine's own steps; how well drafts do in each way of sampling, whosever they
+are; and how sure drafts are, where the drafter has no confidence head.
 
 What learning costs is bounded: a useless drafter is drafted with in two of every 512 steps.
 """

@@ -147,8 +147,8 @@ class RequestQueue:
     def commit(self, layout: StepLayout, results: Sequence[Result]) -> list[StepOutput]:
         """Add what the results allow to each text, cutting at stop tokens and length limits.
 
-        The cut comes after the test, so it cannot bend the distribution (algorithms: lossless
-        verification).
+        The cut comes after the test, so it cannot bend the distribution (docs/algorithms.md,
+        "Why nothing is lost").
 
         Returns:
             What each request got: those whose answers start, plain, drafted ones.

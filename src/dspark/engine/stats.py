@@ -1,4 +1,4 @@
-"""What speculation did, counted from round records (algorithms: what to report)."""
+"""What speculation did, counted from round records (docs/algorithms.md, "What is counted")."""
 
 from __future__ import annotations
 

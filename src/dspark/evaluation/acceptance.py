@@ -1,4 +1,4 @@
-"""Figures of one evaluation cell, counted from its finished requests (algorithms §9)."""
+"""Figures of an evaluation cell's finished requests (docs/algorithms.md, "What is counted")."""
 
 from __future__ import annotations
 

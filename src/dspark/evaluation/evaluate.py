@@ -1,4 +1,4 @@
-"""Drafters judged on prompt files: accepted length, acceptance by position, speed (algorithms §9).
+"""Drafters on prompt files: accepted length, acceptance by position, speed.
 
 A cell is one drafter on one dataset at one temperature under one policy. Its prompts go through
 the engine together, and its row is on disk before the next cell begins.

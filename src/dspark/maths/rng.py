@@ -1,4 +1,4 @@
-"""Random numbers that belong to a request, not to a batch (algorithms: randomness).
+"""Random numbers that belong to a request, not to a batch (docs/algorithms.md, "Random numbers").
 
 Every number is a pure function of its key (seed, request, sample, round, slot, use): there is no
 stream and no state, so neither batch position nor batch mates can change what a request draws.

@@ -1,4 +1,4 @@
-"""From logits to probabilities to a token (algorithms: lossless verification).
+"""From logits to probabilities to a token (docs/algorithms.md, "Verification").
 
 The same `probabilities` shapes the target's and the drafter's distributions, so that the test of
 Leviathan et al. 2023 compares like with like. Suffixes: N rows, V vocabulary, C candidates with

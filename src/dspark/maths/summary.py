@@ -1,4 +1,4 @@
-"""What rows of result files say together: intervals, macro averages, gains (algorithms §9).
+"""Summaries of evaluation rows: intervals, macro averages, gains.
 
 Works on plain dictionaries with the fields of a row of schema dspark.eval/1; torch is not needed.
 Every interval is a 95 % percentile bootstrap that draws prompts anew inside each dataset. The

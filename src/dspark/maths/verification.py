@@ -1,4 +1,4 @@
-"""The lossless accept-or-correct test (algorithms: lossless verification, Leviathan et al. 2023).
+"""The lossless accept-or-correct test (Leviathan et al. 2023; docs/algorithms.md, "Verification").
 
 A drafted token x is kept with probability min(1, p_t(x) / p_d(x)); the first one that is not is
 replaced by a draw from the normalised positive part of p_t - p_d. Whatever the drafter proposes,
