@@ -67,10 +67,11 @@ demo: setup  ## fetch the default target, then answer with and without the draft
 test: setup  ## all tests but the soak ones, under 10 minutes
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_FLAGS)
 
-lint: setup  ## ruff check, ruff format --check, mypy
+lint: setup  ## ruff check, ruff format --check, mypy, words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/words.py
 
 format: setup  ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .

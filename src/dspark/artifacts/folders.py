@@ -75,7 +75,7 @@ def data_dir() -> Path:
 
 
 def find_data(name: str | Path) -> Path:
-    """The file `name`, looked for as it stands and then inside `data_dir()`.
+    """The file `name`, looked for as it is given and then inside `data_dir()`.
 
     Raises:
         DataError: it is in neither place.
@@ -91,7 +91,7 @@ def find_data(name: str | Path) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with `~` as the home folder; as it stands where there is no such folder or user."""
+    """A path with `~` as the home folder; unchanged where there is no such folder or user."""
     with suppress(RuntimeError):
         return Path(path).expanduser()
     return Path(path)
