@@ -10,7 +10,6 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from dspark.config import TrainConfig
 from dspark.core import SamplingParams
 from dspark.data.prompts import prompt_from_row
 from dspark.drafters.checkpoint import load_drafter
@@ -18,6 +17,7 @@ from dspark.engine import engine, stats
 from dspark.regeneration import mixture, regenerate
 from dspark.targets.target import load_target
 from dspark.training import trainer
+from dspark.training.recipe import make_recipe
 
 
 def make_target(folder: Path) -> None:
@@ -46,7 +46,7 @@ def main(home: Path) -> None:
     recipe |= {"data": {"responses": [str(answers)]}, "optim": {"lr": 5e-3, "warmup_share": 0}}
     recipe["drafter"] = {"block_size": 4, "num_layers": 1, "markov_rank": 32}
     recipe["run"] = {"minutes": None, "steps": 60, "dtype": "float32"}
-    trainer.run(TrainConfig.model_validate(recipe), report=print)
+    trainer.run(make_recipe(recipe), report=print)
 
     drafter, ids = load_drafter(home / "run" / "drafter", target), [target.encode("sort 77")]
     params = SamplingParams(max_new_tokens=60)

@@ -4,6 +4,7 @@ table, and drafters with random weights; and a short way to ask an engine."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from dspark.attention.kv_cache import Rows
 from dspark.core import DraftBlock, Request, SamplingParams
-from dspark.drafters.drafter import Drafter, DrafterConfig, default_tap_ids, fit_to_target
-from dspark.drafters.registry import make_drafter
+from dspark.drafters.config import DrafterConfig, default_tap_ids, fit_to_target
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.registry import DRAFTERS, make_drafter
 from dspark.engine.engine import Engine
 from dspark.targets.family import TargetSpec
 from dspark.targets.target import Target
@@ -40,23 +42,31 @@ def whole_blocks(drafter: Drafter | None) -> str:
 
 
 def drafter_config(target: Target, block_size: int, **more: Any) -> DrafterConfig:
-    """A small drafter's configuration that fits `target`; of the kind "dspark" by default."""
-    kind = more.get("kind", "dspark")
-    taps = default_tap_ids(target.spec.num_layers, 3)
-    fields: dict[str, Any] = {
-        "kind": kind,
+    """A small drafter's configuration that fits `target`; of the kind "dspark" by default.
+
+    Args:
+        more: fields in place of the usual ones; those that the kind does not have are left out.
+    """
+    shape = DRAFTERS[more.pop("kind", "dspark")].Config
+    usual: dict[str, Any] = {
         "hidden_size": 0,
         "vocab_size": 0,
         "num_target_layers": 0,
-        "target_layer_ids": () if kind == "mtp" else taps,
-        "mask_token_id": None if kind in ("eagle3", "mtp") else 4,
+        "target_layer_ids": default_tap_ids(target.spec.num_layers, 3) if shape.reads_taps else (),
+        "mask_token_id": 4,
         "block_size": block_size,
         "num_layers": 1,
         "intermediate_size": 32,
         "markov_rank": 8,
         "confidence_head": True,
     }
-    return fit_to_target(DrafterConfig(**fields | more), target.spec)
+    return fit_to_target(with_fields(shape, usual | more), target.spec)
+
+
+def with_fields(shape: type[DrafterConfig], values: dict[str, Any]) -> DrafterConfig:
+    """A kind's configuration of the values that it has fields for."""
+    names = {field.name for field in fields(shape)}
+    return shape(**{name: value for name, value in values.items() if name in names})
 
 
 def random_drafter(
@@ -93,8 +103,6 @@ class ScriptedDrafter(Drafter):
         taps: by slot, the taps it was given of each position.
         text: by slot, the token that it was told stands after each position.
     """
-
-    kind = "scripted"
 
     def __init__(self, target: Target, say: Say, block_size: int = 5) -> None:
         super().__init__(drafter_config(target, block_size))

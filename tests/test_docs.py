@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 
 from dspark.cli.main import VERBS, _load
-from dspark.config import TrainConfig, load_config, valid_keys
+from dspark.config import recipe_model, valid_keys
+from dspark.drafters.registry import DRAFTERS
 from dspark.errors import DSparkError
+from dspark.training.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
+RECIPES = [recipe_model(drafter.Recipe) for drafter in DRAFTERS.values()]
+KEYS = {key for model in RECIPES for key in valid_keys(model)}
 SOURCE = ROOT / "src" / "dspark"
 # The log and the changelog tell of the past, where other names may have held.
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")})
@@ -104,7 +108,7 @@ def test_overrides_name_recipe_keys(page: Path) -> None:
         for option, value in pairwise(words):
             if option == "--set" and "=" in value:
                 key = value.partition("=")[0]
-                assert key in valid_keys(TrainConfig), f"{page.name}: --set {value}"
+                assert key in KEYS, f"{page.name}: --set {value}"
 
 
 def test_the_sieve_sees_commands(tmp_path: Path) -> None:
@@ -137,13 +141,13 @@ def test_make_targets_exist(page: Path) -> None:
 
 def test_the_table_of_keys_is_the_configuration_s() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text_of(ROOT / "docs/training.md"), re.M)
-    keys = set(valid_keys(TrainConfig)) - {"data", "drafter", "loss", "optim", "run"}
+    keys = KEYS - {"data", "drafter", "loss", "optim", "run"}
     assert {key for key, _ in rows} == keys
     for key, shown in rows:
         *section, name = key.split(".")
-        model: Any = TrainConfig
+        model: Any = next(model for model in RECIPES if key in valid_keys(model))
         if section:
-            model = TrainConfig.model_fields[section[0]].annotation
+            model = model.model_fields[section[0]].annotation
         field = model.model_fields[name]
         if field.is_required():
             assert shown == "required", key
@@ -159,7 +163,7 @@ def test_recipes_in_the_text_load(page: Path, tmp_path: Path) -> None:
     for body in fences(page, "toml"):
         (tmp_path / "base.toml").write_text(text_of(ROOT / "configs/base.toml"), encoding="utf-8")
         (tmp_path / "recipe.toml").write_text(body, encoding="utf-8")
-        load_config(tmp_path / "recipe.toml", TrainConfig)
+        read_recipe(tmp_path / "recipe.toml")
 
 
 # ---- names and paths ------------------------------------------------------------------------
@@ -231,10 +235,9 @@ def test_lost_references_are_seen() -> None:
 @each_page
 def test_dotted_names_exist(page: Path) -> None:
     """`room.module.Name.attribute`, relative to the package, or a key of a recipe."""
-    keys = set(valid_keys(TrainConfig))
     for code in re.findall(r"`([^`\n]+)`", FENCE.sub("", text_of(page))):
         match = re.fullmatch(r"(?:dspark\.)?(\w+(?:\.\w+)+)(?:\(\))?", code)
-        if match is None or match[1].split(".")[0] not in ROOMS or match[1] in keys:
+        if match is None or match[1].split(".")[0] not in ROOMS or match[1] in KEYS:
             continue
         if not re.search(r"\.(py|toml|json|md|safetensors)$", code):
             resolve(match[1])

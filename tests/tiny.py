@@ -35,6 +35,9 @@ def home_with_drafter(path: Path) -> Path:
 
 def tiny_recipe(home: Path, out: Path, **sections: Any) -> TrainConfig:
     """Float32, limited by steps alone; `sections` override keys, as in `run={"steps": 5}`."""
+    from dspark.drafters.registry import drafter_class
+    from dspark.training.recipe import make_recipe
+
     base: dict[str, dict[str, Any]] = {
         "data": {"responses": [str(home / "answers.jsonl")], "held_out_share": 0.2},
         "drafter": {
@@ -55,8 +58,11 @@ def tiny_recipe(home: Path, out: Path, **sections: Any) -> TrainConfig:
         },
     }
     for name, values in sections.items():
+        if name == "drafter" and "kind" in values:
+            keys = drafter_class(values["kind"]).Recipe.model_fields
+            base[name] = {key: value for key, value in base[name].items() if key in keys}
         base[name] = {**base.get(name, {}), **values}
-    return TrainConfig.model_validate({"target": str(home / "target"), "out": str(out), **base})
+    return make_recipe({"target": str(home / "target"), "out": str(out), **base})
 
 
 def tiny_drafter(home: Path, steps: int = 60, **sections: Any) -> Path:

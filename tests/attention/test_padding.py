@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from dspark.attention.padding import Rectangle
 from dspark.attention.ragged import PackedAttention
-from dspark.drafters.block_attention import PackedBlockAttention, PaddedBlockAttention
-from dspark.drafters.chain_attention import ChainAttention, PaddedChainAttention
-from dspark.drafters.position_batch import PositionBatch
+from dspark.drafters.block.attention import PackedBlockAttention, PaddedBlockAttention
+from dspark.drafters.chain.attention import ChainAttention, PaddedChainAttention
+from dspark.drafters.chain.batch import PositionBatch
 
 HEADS, KV, SIZE = 6, 2, 8
 

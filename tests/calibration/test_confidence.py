@@ -9,7 +9,7 @@ import torch
 
 from dspark.calibration import confidence
 from dspark.calibration.clues import ClueRounds
-from dspark.drafters.informed import InformedConfidence
+from dspark.drafters.dspark.informed import InformedConfidence
 from dspark.errors import CheckpointError, DataError
 
 K, C = 3, 12

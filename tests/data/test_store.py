@@ -15,8 +15,8 @@ import torch
 
 from dspark.data import store
 from dspark.data.responses import Response
+from dspark.data.states import SequenceStates
 from dspark.data.store import Entry, Origin, StoredStates, hash_ids, write_index, write_shard
-from dspark.drafters.training_data import SequenceStates
 from dspark.errors import DataError, IncompatibleDrafterError
 
 ORIGIN = Origin("some-model", 6, "bfloat16", (1, 3), "ab" * 32)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dspark import drafters
 from dspark.core import SamplingParams
+from dspark.drafters import registry
 from dspark.drafters.checkpoint import load_drafter
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.registry import DRAFTERS, make_drafter
@@ -31,21 +34,28 @@ PARAMS = [
 
 
 @pytest.fixture(scope="module")
-def linear(tmp_path_factory: pytest.TempPathFactory) -> type[Drafter]:
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
-    file = tmp_path_factory.mktemp("example") / "linear.py"
-    file.write_text(code, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("linear_drafter_of_the_docs", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.LinearDrafter
+def linear(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Drafter]]:
+    """The class that the registry finds, given the page's folder and its line."""
+    page = PAGE.read_text(encoding="utf-8")
+    place = tmp_path_factory.mktemp("drafters")
+    (place / "linear").mkdir()
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    (place / "linear" / "__init__.py").write_text(code, encoding="utf-8")
+    line = re.findall(r'`("linear": "\w+",)`', page)[0]
+    source = Path(registry.__file__).read_text(encoding="utf-8")
+    known: dict[str, Any] = {}
+    drafters.__path__.append(str(place))
+    try:
+        exec(source.replace("FOLDERS = {\n", f"FOLDERS = {{\n    {line}\n"), known)
+        yield known["DRAFTERS"]["linear"]
+    finally:
+        drafters.__path__.remove(str(place))
+        sys.modules.pop("dspark.drafters.linear", None)
 
 
 @pytest.fixture(autouse=True)
 def _registered(linear: type[Drafter], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DRAFTERS, linear.kind, linear)
+    monkeypatch.setitem(DRAFTERS, linear.Config.kind, linear)
 
 
 @pytest.fixture(scope="module")

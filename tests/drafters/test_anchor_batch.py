@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.drafters.anchor_batch import AnchorBatch, make_anchor_batch
-from dspark.drafters.position_batch import make_position_batch
-from dspark.drafters.training_data import AnchorDraw, SequenceStates, TrainingSequence
+from dspark.data.states import SequenceStates
+from dspark.drafters.block.batch import AnchorBatch
+from dspark.training.anchor_batch import make_anchor_batch
+from dspark.training.position_batch import make_position_batch
+from dspark.training.sequences import AnchorDraw, TrainingSequence
 
 D, M = 3, 5
 
@@ -127,12 +129,12 @@ def test_chains_learn_the_same_tokens() -> None:
     given = sequence("a", 3, 14)
     talk = replace(given, context=((4, 6), (9, 12)))
     answers = [{3, 4, 5, 6}, {9, 10, 11}, {15, 16}]
-    batch = make_position_batch([talk], 3)
+    batch = make_position_batch([talk], AnchorDraw(1, 0, 0), 3)
     assert batch is not None
     for row, place in zip(batch.label_valid_AK, batch.rows_Q.tolist(), strict=True):
         own = next((answer for answer in answers if place + 1 in answer), set())
         assert row.tolist() == [place + 2 + j in own for j in range(3)]
-    whole = make_position_batch([given], 3)
+    whole = make_position_batch([given], AnchorDraw(1, 0, 0), 3)
     assert whole is not None
     assert whole.label_valid_AK[0].all()
     assert int(whole.label_valid_AK.sum()) > int(batch.label_valid_AK.sum())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dspark.drafters.block_losses import (
+from dspark.drafters.block.heads import MARKOV_HEADS, MarkovHead, make_markov_head
+from dspark.drafters.block.losses import (
     FREE_ROUNDS,
     BlockOutputs,
     BlockTruth,
@@ -17,7 +18,6 @@ from dspark.drafters.block_losses import (
     draw_slots,
     free_rounds,
 )
-from dspark.drafters.heads import MARKOV_HEADS, MarkovHead, make_markov_head
 from dspark.maths.losses import LossWeights, Teacher, draft_loss
 
 A, K, D, R, V = 6, 4, 16, 5, 23

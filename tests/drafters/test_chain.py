@@ -10,21 +10,24 @@ import pytest
 import torch
 
 from dspark.core import SamplingParams
+from dspark.data.states import SequenceStates
 from dspark.drafters.checkpoint import load_drafter, save_drafter
-from dspark.drafters.position_batch import make_position_batch
 from dspark.drafters.registry import make_drafter
-from dspark.drafters.training_data import AnchorDraw, SequenceStates, TrainingSequence
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError
 from dspark.maths.losses import LossWeights
 from dspark.targets.target import Target, load_target
 from dspark.training import trainer
+from dspark.training.packing import pack
+from dspark.training.position_batch import make_position_batch
+from dspark.training.sequences import AnchorDraw, TrainingSequence
 from fakes import tiny_target_folder
 from scripted import answer, drafter_config, random_drafter, whole_blocks
 from tiny import tiny_home, tiny_recipe
 
 KINDS = ["eagle3", "mtp"]
 K = 4
+ALL = AnchorDraw(1, 0, 0)  # of which chains take nothing
 PAPER = LossWeights(ce=0.1, tv=0.9, bce=1.0, decay=4.0)
 PROMPTS = [[1, 20, 30], [9], list(range(40, 65)), [50, 51] * 6]
 
@@ -35,8 +38,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 
 
 def chain(target: Target, kind: str, **more: Any) -> Any:
-    taps = {"target_layer_ids": ()} if kind == "mtp" else {}
-    drafter = random_drafter(target, K, kind=kind, mask_token_id=None, **taps, **more)
+    drafter = random_drafter(target, K, kind=kind, **more)
     torch.manual_seed(1)
     for weight in drafter.parameters():
         weight.data += 0.1 * torch.randn(weight.shape)
@@ -59,7 +61,7 @@ def sequence(target: Target, drafter: Any, key: str, prompt: int, answer: int) -
 
 def batch_of(target: Target, drafter: Any) -> tuple[list[TrainingSequence], Any]:
     sequences = [sequence(target, drafter, "a", 3, 9), sequence(target, drafter, "b", 6, 2)]
-    return sequences, drafter.training_batch(sequences, AnchorDraw(1, 0, 0))
+    return sequences, pack(drafter, sequences, ALL)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,8 +115,8 @@ def test_labels_and_teacher_rows_position_by_position(target: Target) -> None:
 def test_answers_of_one_token_give_nothing(target: Target) -> None:
     drafter = chain(target, "mtp")
     short = sequence(target, drafter, "s", 4, 1)
-    assert make_position_batch([short], K) is None
-    both = make_position_batch([short, sequence(target, drafter, "l", 4, 6)], K)
+    assert make_position_batch([short], ALL, K) is None
+    both = make_position_batch([short, sequence(target, drafter, "l", 4, 6)], ALL, K)
     assert both is not None
     assert both.lengths == [9]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dspark.core import SamplingParams
+from dspark.drafters.block.heads import MARKOV_HEADS
 from dspark.drafters.checkpoint import (
     config_from_json,
-    config_to_json,
     load_drafter,
     load_standalone,
     read_checkpoint,
     save_drafter,
 )
-from dspark.drafters.dflash import DFlashDrafter
-from dspark.drafters.drafter import Drafter, DrafterConfig, fit_to_target
-from dspark.drafters.heads import MARKOV_HEADS
+from dspark.drafters.config import DrafterConfig, fit_to_target
+from dspark.drafters.dflash import DFlashConfig, DFlashDrafter
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.dspark import DSparkConfig
 from dspark.drafters.registry import make_drafter
 from dspark.errors import CheckpointError, IncompatibleDrafterError
 from dspark.targets.target import Target, load_target
 from fakes import MASK_ID, STOP_ID, tiny_target_folder
+from scripted import with_fields
 
 D, V, R, V_DRAFT = 64, 160, 6, 40
 TAPS = (1, 3, 5)
-BASE = DrafterConfig(
-    kind="dspark",
+BASE = DSparkConfig(
     hidden_size=D,
     vocab_size=V,
     num_target_layers=8,
@@ -58,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "candidates": {"candidates": 4},
     "reduced": {"draft_vocab_size": V_DRAFT},
     "blind-confidence": {"confidence_with_markov": False},
-    "dflash": {"kind": "dflash", "markov_rank": 0, "confidence_head": False},
+    "dflash": {"shape": DFlashConfig},
 }
 
 
@@ -68,8 +69,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
     return load_target(folder, "float32")
 
 
+def config_of(shape: type[DrafterConfig] = DSparkConfig, **fields: Any) -> DrafterConfig:
+    return with_fields(shape, asdict(BASE) | fields)
+
+
 def fresh(target: Target, **fields: Any) -> Drafter:
-    drafter = make_drafter(fit_to_target(replace(BASE, **fields), target.spec))
+    drafter = make_drafter(fit_to_target(config_of(**fields), target.spec))
     with torch.no_grad():
         for weight in drafter.parameters():
             weight.add_(0.1 * torch.randn(weight.shape))
@@ -204,10 +209,8 @@ def test_config_fields(target: Target, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_config_round_trip(kind: str) -> None:
-    config = replace(BASE, **KINDS[kind])
-    back = config_from_json(json.loads(json.dumps(config_to_json(config, {}))))
-    if kind == "dflash":  # a head that is off has no type
-        back = replace(back, confidence_with_markov=config.confidence_with_markov)
+    config = config_of(**KINDS[kind])
+    back = config_from_json(json.loads(json.dumps(config.to_json({}))))
     assert back == config
 
 

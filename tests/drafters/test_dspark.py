@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dspark.core import DraftBlock, SamplingParams
-from dspark.drafters.anchor_batch import AnchorBatch
-from dspark.drafters.drafter import DrafterConfig, SharedWeights, default_tap_ids, fit_to_target
-from dspark.drafters.dspark import BlockOutputs, DSparkDrafter
-from dspark.drafters.registry import DRAFTERS, make_drafter
+from dspark.drafters.block.batch import AnchorBatch
+from dspark.drafters.block.losses import BlockOutputs
+from dspark.drafters.config import DrafterConfig, default_tap_ids, fit_to_target
+from dspark.drafters.dflash import DFlashConfig
+from dspark.drafters.dspark import DSparkConfig, DSparkDrafter
+from dspark.drafters.registry import DRAFTERS, drafter_class, make_drafter
+from dspark.drafters.shared import SharedWeights
 from dspark.errors import ConfigError, IncompatibleDrafterError
 from dspark.maths.losses import LossWeights
 from dspark.targets.layers import pack_linears
 from dspark.targets.target import Target, load_target
 from fakes import MASK_ID, tiny_target_folder
+from scripted import with_fields
 
 V, D, K, R, TAPS = 60, 32, 5, 6, 3
-CONFIG = DrafterConfig(
-    kind="dspark",
+CONFIG = DSparkConfig(
     hidden_size=D,
     vocab_size=V,
     num_target_layers=8,
@@ -54,7 +57,7 @@ KINDS: dict[str, DrafterConfig] = {
     "blind-confidence": replace(CONFIG, confidence_with_markov=False),
     "no-confidence": replace(CONFIG, confidence_head=False),
     "no-markov": replace(CONFIG, markov_rank=0),
-    "dflash": replace(CONFIG, kind="dflash"),
+    "dflash": with_fields(DFlashConfig, asdict(CONFIG)),
 }
 NEW_HEADS = ["residual_rnn", "refined", "selector"]
 WITH_HEAD = ["vanilla", "gated", "rnn", *NEW_HEADS, "candidates", "few-refined", "reduced"]
@@ -168,7 +171,7 @@ def draft(
 
 def scored(drafter: Any, base: Tensor, bias: Tensor) -> Tensor:
     """Logits of a draft: base and bias, and nothing outside the candidates, if there are any."""
-    count = drafter.config.candidates
+    count = drafter.candidates
     if not count:
         return base + bias
     edge = base.sort(-1, descending=True).values[..., count - 1 : count]
@@ -218,7 +221,7 @@ def test_confidence_and_logits_agree_given_the_same_tokens(drafter: Any) -> None
     if drafter.markov_head is not None:
         logits = scored(drafter, logits, drafter.markov_head.bias(out.features_AKr))
     near(block.draft_probs_RKV, logits.softmax(-1).detach())
-    if drafter.confidence_head is None:
+    if not drafter.config.gives_confidence:
         assert block.confidence_RK is None
         assert out.confidence_AK is None
     else:
@@ -469,8 +472,8 @@ def test_greedy_block_is_the_chain_of_favourites(drafter: Any) -> None:
 
 def test_dflash_has_no_heads() -> None:
     drafter = built(KINDS["dflash"])
-    assert drafter.config.markov_rank == 0
-    assert not drafter.config.confidence_head
+    assert drafter.config.sequential_head is None
+    assert not drafter.config.gives_confidence
     assert not any("head" in key for key in drafter.state_dict())
     out = STORY.packed(drafter)
     assert out.features_AKr is None
@@ -478,9 +481,9 @@ def test_dflash_has_no_heads() -> None:
 
 
 def test_registry() -> None:
-    assert all(DRAFTERS[name].kind == name for name in ("dspark", "dflash"))
+    assert all(drafter.Config.kind == name for name, drafter in DRAFTERS.items())
     with pytest.raises(ConfigError, match=r"Unknown drafter kind \(found: medusa\).*dspark"):
-        make_drafter(replace(CONFIG, kind="medusa"))
+        drafter_class("medusa")
     with pytest.raises(ConfigError, match=r"markov_head_type \(found: lstm\).*vanilla, gated, rnn"):
         make_drafter(replace(CONFIG, markov_head_type="lstm"))
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dspark.core import SamplingParams
+from dspark.drafters.block.heads import MarkovHead, RNNHead
+from dspark.drafters.block.losses import BlockOutputs
 from dspark.drafters.checkpoint import load_standalone
 from dspark.drafters.dflash import DFlashDrafter
-from dspark.drafters.dspark import BlockOutputs
-from dspark.drafters.heads import MarkovHead, RNNHead
 from dspark.maths.losses import LossWeights, Teacher, draft_loss
 from dspark.targets.layers import pack_linears
 
@@ -67,7 +67,7 @@ def test_the_right_heads_are_built(golden: Golden) -> None:
     if golden.name == "dflash":
         assert isinstance(golden.drafter, DFlashDrafter)
         assert head is None
-        assert golden.drafter.confidence_head is None
+        assert not golden.drafter.config.gives_confidence
     else:
         assert type(head) is {"vanilla": MarkovHead, "rnn": RNNHead}[golden.name]
 

@@ -75,4 +75,4 @@ def test_context_and_chain(
 def test_its_configuration(drafter: Any) -> None:
     assert isinstance(drafter, Eagle3Drafter)
     assert drafter.config.block_size == 7
-    assert drafter.config.mask_token_id is None
+    assert drafter.kind == "eagle3"

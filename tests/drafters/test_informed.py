@@ -13,7 +13,13 @@ from torch import Tensor
 
 from dspark.core import DraftBlock, SamplingParams
 from dspark.drafters.checkpoint import WEIGHTS, load_drafter, save_drafter
-from dspark.drafters.informed import FILE, InformedConfidence, _spread, load_informed, save_informed
+from dspark.drafters.dspark.informed import (
+    FILE,
+    InformedConfidence,
+    _spread,
+    load_informed,
+    save_informed,
+)
 from dspark.errors import CheckpointError, IncompatibleDrafterError
 from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder

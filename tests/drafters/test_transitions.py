@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dspark import native
-from dspark.drafters import transitions as module
-from dspark.drafters.heads import MarkovHead
-from dspark.drafters.transitions import Transitions
+from dspark.drafters.block import transitions as module
+from dspark.drafters.block.heads import MarkovHead
+from dspark.drafters.block.transitions import Transitions
 
 V, OUT, R, SLOTS = 30, 17, 4, 5
 ROW = OUT * 4  # bytes

@@ -22,7 +22,7 @@ import torch
 
 from dspark.core import BLOCK as BLOCK_RULE
 from dspark.core import RULES, TOKEN, Batch, DraftDecision, Request, StepRecord
-from dspark.drafters.informed import InformedConfidence
+from dspark.drafters.dspark.informed import InformedConfidence
 from dspark.engine import exploration
 from dspark.engine.draft_gate import Choice, Gate
 from dspark.engine.engine import Engine
@@ -206,7 +206,7 @@ def test_a_clue_that_sees_the_token_itself_is_caught() -> None:
 def test_an_informed_head_that_sees_the_token_itself_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dspark.drafters.informed._one_later", lambda x_RKn: x_RKn)
+    monkeypatch.setattr("dspark.drafters.dspark.informed._one_later", lambda x_RKn: x_RKn)
     texts, requests = run(causal(PolicyTables(COST), BLOCK), 8_000, head=True)
     assert len(lengths_by_first_token(requests)) >= 2
     assert min(p_values(texts, PLAIN)) < 1e-4

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dspark.core import SamplingParams
-from dspark.drafters import dspark
+from dspark.drafters.block import drawing
 from dspark.engine.engine import Engine
 from dspark.engine.stats import accept_by_position, accepted_length
 from exact import BLOCK, CUT, LENGTH, PLAIN, PROMPT, SLOTS, SMALL, STOP, Text, p_values
@@ -75,13 +75,13 @@ def test_probabilities_that_were_not_drawn_from_are_caught(
     head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """p_d smoother than what was drawn from; it stands beside the candidates as well."""
-    real = dspark.choose
+    real = drawing.choose
 
     def broken(*args: Any) -> Any:
         chosen, probs = real(*args)
         return chosen, None if probs is None else 0.7 * probs + 0.3 / probs.shape[-1]
 
-    monkeypatch.setattr(dspark, "choose", broken)
+    monkeypatch.setattr(drawing, "choose", broken)
     texts, _ = answer(head, PLAIN, 4_000)
     assert min(p_values(texts, PLAIN)) < 1e-4
 

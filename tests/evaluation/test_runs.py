@@ -28,12 +28,6 @@ def test_a_run_without_weights(tmp_path: Path) -> None:
     assert list(run.files) == ["drafter/provenance.json", "train_log.jsonl"]
 
 
-@pytest.mark.parametrize("kind", ["dflash", "eagle3", "mtp"])
-def test_a_recipe_s_head_does_not_count_for_kinds_without(tmp_path: Path, kind: str) -> None:
-    run = read_run("a", write_run(tmp_path / "a", config={"drafter.kind": kind}))
-    assert (run.shape.kind, run.shape.markov_rank) == (kind, 0)
-
-
 def test_config_json_has_the_last_word_on_the_shape(tmp_path: Path) -> None:
     made = {"dspark_kind": "dspark", "num_hidden_layers": 3, "markov_rank": 48, "block_size": 7}
     shape = read_run("a", write_run(tmp_path / "a", checkpoint=made)).shape

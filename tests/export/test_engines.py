@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dspark.drafters.drafter import DrafterConfig
+from dspark.drafters.dspark import DSparkConfig
+from dspark.drafters.registry import DRAFTERS
 from dspark.errors import ConfigError, DSparkError, IncompatibleDrafterError
 from dspark.export.engines import ENGINES, drafting, plan
 from dspark.export.plan import Drafting, Wish, script
+from scripted import with_fields
 
-FULL = DrafterConfig(
-    kind="dspark",
+FULL = DSparkConfig(
     hidden_size=64,
     vocab_size=160,
     num_target_layers=8,
@@ -188,10 +189,6 @@ def test_an_unknown_engine() -> None:
         plan("tgi", wish())
 
 
-DFLASH = {"kind": "dflash", "markov_rank": 0, "confidence_head": False}
-CHAIN = {"mask_token_id": None, "markov_rank": 0, "confidence_head": False}
-
-
 @pytest.mark.parametrize(
     ("fields", "readers"),
     [
@@ -204,13 +201,14 @@ CHAIN = {"mask_token_id": None, "markov_rank": 0, "confidence_head": False}
         ({"markov_head_type": "selector"}, set()),
         ({"candidates": 16}, set()),
         ({"confidence_with_markov": False}, {"vllm", "sglang"}),
-        (DFLASH, {"vllm"}),
-        ({"kind": "eagle3", **CHAIN}, set()),
-        ({"kind": "mtp", **CHAIN}, set()),
+        ({"kind": "dflash"}, {"vllm"}),
+        ({"kind": "eagle3", "num_layers": 1}, set()),
+        ({"kind": "mtp", "num_layers": 1}, set()),
     ],
 )
 def test_who_reads_which_drafter(fields: dict[str, Any], readers: set[str]) -> None:
-    config = replace(FULL, **fields)
+    kind, own = fields.get("kind", "dspark"), asdict(FULL) | fields
+    config = with_fields(DRAFTERS[kind].Config, own)
     for engine in ENGINES:
         if engine in readers:
             assert drafting(engine, Path("/d"), config, None).length == 7

@@ -114,11 +114,11 @@ CHILD = """
 import sys
 import torch
 from dspark.cli.main import main
-from dspark.config import TrainConfig, load_config
+from dspark.training.recipe import read_recipe
 from dspark.training.trainer import run
 
 torch.set_num_threads(1)
-run(load_config(sys.argv[1], TrainConfig, ["run.steps=3"]))
+run(read_recipe(sys.argv[1], ["run.steps=3"]))
 sys.exit(main(["train", "--config", sys.argv[1]]))
 """
 

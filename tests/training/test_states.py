@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dspark.data.responses import Response, load_responses
-from dspark.drafters.training_data import SequenceStates
+from dspark.data.states import SequenceStates
 from dspark.targets.target import Target, load_target
 from dspark.training.states import StateCache, bytes_per_sequence
 from fakes import tiny_target_folder

@@ -280,10 +280,10 @@ def test_numbers_that_are_none_stop_the_run(make: Make) -> None:
 # ------------------------------------------------------------------------------------ going on
 
 CHILD = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import torch
-from dspark.config import TrainConfig
+from dspark.training.recipe import make_recipe
 from dspark.training import snapshot, trainer
 
 torch.set_num_threads(1)
@@ -304,7 +304,7 @@ def step(self, visit):
     real_step(self, visit)
 
 trainer.Trainer.step = step
-trainer.run(TrainConfig.model_validate_json(sys.argv[1]))
+trainer.run(make_recipe(json.loads(sys.argv[1])))
 """
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from dspark.drafters.checkpoint import load_drafter, read_checkpoint, save_drafter
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.registry import make_drafter
-from dspark.drafters.training_data import AnchorDraw
 from dspark.errors import CheckpointError, ConfigError
 from dspark.targets.target import Target
 from dspark.training.batches import training_sequences
+from dspark.training.packing import pack
+from dspark.training.sequences import AnchorDraw
 from dspark.training.trainer import Trainer
 from tiny import tiny_recipe
 
@@ -60,7 +61,7 @@ def logits(trainer: Trainer, drafter: Drafter) -> Tensor:
     """What a drafter says along held-out answers, [N, K, V]."""
     answers = trainer.held_out[:4]
     states = trainer.held_out_states.get(answers)
-    batch: Any = drafter.training_batch(training_sequences(answers, states), AnchorDraw(8, 0, 0))
+    batch: Any = pack(drafter, training_sequences(answers, states), AnchorDraw(8, 0, 0))
     judged: Any = drafter
     with torch.no_grad():
         return torch.cat(list(judged.logits_along(batch, 64)))

@@ -108,7 +108,7 @@ def run(
 
 def _check_head(drafter: Drafter) -> None:
     """Refuse a drafter that says nothing of how sure it is."""
-    if not drafter.config.confidence_head:
+    if not drafter.config.gives_confidence:
         raise IncompatibleDrafterError(
             "The drafter has no confidence head, so there is nothing to calibrate",
             found=f"kind {drafter.config.kind}",

@@ -24,7 +24,7 @@ from dspark.data.bad_rows import BadRows
 from dspark.data.prompts import Prompt
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.informed import InformedConfidence
+from dspark.drafters.dspark.informed import InformedConfidence
 from dspark.errors import CheckpointError, DataError, IncompatibleDrafterError
 from dspark.maths.reliability import auroc, mean_known
 from dspark.targets.target import Target

@@ -222,7 +222,7 @@ def _home(folder: Path) -> _Home:
         DataError: its table is damaged.
     """
     from dspark.drafters.checkpoint import load_calibration
-    from dspark.drafters.informed import FILE as CONFIDENCE
+    from dspark.drafters.dspark.informed import FILE as CONFIDENCE
 
     weights, path = folder / "model.safetensors", folder / TABLE
     try:

@@ -100,7 +100,7 @@ def command(
     from dspark.calibration.prompts import choose_prompts
     from dspark.data.bad_rows import BadRows
     from dspark.drafters.checkpoint import WEIGHTS, load_calibration
-    from dspark.drafters.informed import FILE, save_informed
+    from dspark.drafters.dspark.informed import FILE, save_informed
     from dspark.tables.calibration import FILE as CALIBRATION
 
     claim(folder / CALIBRATION, folder / FILE, json_file)  # the first one, as `calibrate` does

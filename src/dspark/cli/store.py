@@ -12,7 +12,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from dspark.cli.checks import check_recipe
 from dspark.cli.outputs import claim
-from dspark.config import TrainConfig, load_config
 
 
 def command(
@@ -52,7 +51,9 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set data.store=stores/smollm2
     """
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
-    loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
+    from dspark.training.recipe import read_recipe
+
+    loaded = read_recipe(config, [*(set_ or []), *chosen])
     check_recipe(loaded)
     from dspark.data.store import INDEX
     from dspark.training.setup import dropped_line

@@ -15,7 +15,7 @@ from rich.table import Column
 from dspark.artifacts import provenance
 from dspark.cli.checks import check_recipe
 from dspark.cli.outputs import claim
-from dspark.config import TrainConfig, load_config
+from dspark.config import TrainConfig
 from dspark.training.board import Board
 
 
@@ -74,12 +74,12 @@ def command(
     """
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
     chosen += [] if from_ is None else [f"drafter.start={json.dumps(from_)}"]
-    loaded = load_config(config, TrainConfig, [*(set_ or []), *chosen])
+    from dspark.training.recipe import read_recipe
+
+    loaded = read_recipe(config, [*(set_ or []), *chosen])
     check_recipe(loaded)
-    from dspark.drafters.registry import drafter_class
     from dspark.training.parallel import Parallel
 
-    drafter_class(loaded.drafter.kind)  # a wrong name is heard of before a model loads
     parallel = Parallel()
     if profile:
         from dspark.training import profile as profiling

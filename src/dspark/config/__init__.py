@@ -6,26 +6,40 @@ the file, the file over the file it extends.
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from math import inf
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
-from dspark.config.loading import leaf_values, load_config, merge, valid_keys
+from dspark.config.loading import (
+    Layer,
+    checked,
+    leaf_values,
+    load_config,
+    merge,
+    read_layers,
+    valid_keys,
+)
 
 __all__ = [
     "DataSection",
     "DrafterSection",
+    "Layer",
     "LossSection",
     "OptimSection",
     "RunSection",
     "Section",
+    "TappedSection",
     "TrainConfig",
     "at_share",
+    "checked",
     "leaf_values",
     "load_config",
     "merge",
+    "read_layers",
+    "recipe_model",
     "valid_keys",
 ]
 
@@ -64,7 +78,10 @@ class DataSection(Section):
 
 
 class DrafterSection(Section):
-    """`[drafter]`: the shape of the drafter."""
+    """`[drafter]`: the shape of the drafter; the keys of all kinds.
+
+    Each kind adds its own (`drafters.drafter.Drafter.Recipe`).
+    """
 
     kind: str = Field("dspark", description="name in the drafter registry")
     start: str | None = Field(
@@ -74,23 +91,6 @@ class DrafterSection(Section):
     )
     block_size: int = Field(7, ge=1, le=64, description="draft tokens a round (γ)")
     num_layers: int = Field(2, ge=1, description="draft layers")
-    target_layer_ids: list[int] | None = Field(
-        None,
-        description="target layers to tap, counted from 0, never the last; unset spreads five "
-        "evenly",
-    )
-    markov_rank: int = Field(
-        128, ge=0, description="rank r of the sequential head; 0 leaves it out"
-    )
-    markov_head_type: Literal["vanilla", "gated", "rnn", "residual_rnn", "refined", "selector"] = (
-        Field("vanilla", description="kind of sequential head")
-    )
-    candidates: int = Field(
-        0,
-        ge=0,
-        description="best parallel logits of a slot that the sequential head scores; 0 for all",
-    )
-    confidence_head: bool = Field(True, description="whether slots estimate their own acceptance")
     draft_vocab_size: int = Field(
         8192,
         ge=0,
@@ -99,8 +99,22 @@ class DrafterSection(Section):
     intermediate_size: int | None = Field(
         None, ge=1, description="width of the draft layers' MLP; unset takes the target's"
     )
-    mask_token_id: int | None = Field(
-        None, ge=0, description="id of MASK; unset picks a reserved id of the target"
+
+    def check_loss(self, loss: LossSection) -> None:
+        """Refuse weights of the loss that this drafter cannot be trained with.
+
+        Raises:
+            ValueError: saying why.
+        """
+
+
+class TappedSection(DrafterSection):
+    """`[drafter]` of drafters that read taps."""
+
+    target_layer_ids: list[int] | None = Field(
+        None,
+        description="target layers to tap, counted from 0, never the last; unset spreads five "
+        "evenly",
     )
 
 
@@ -241,10 +255,13 @@ class TrainConfig(Section):
     run: RunSection = Field(default_factory=RunSection)
 
     @model_validator(mode="after")
-    def _candidates_are_learned(self) -> TrainConfig:
-        if self.drafter.candidates and not self.loss.base:
-            raise ValueError(
-                "drafter.candidates needs loss.base above 0: nothing else teaches the parallel "
-                "logits which tokens shall be candidates"
-            )
+    def _taught(self) -> TrainConfig:
+        self.drafter.check_loss(self.loss)
         return self
+
+
+@cache
+def recipe_model(section: type[DrafterSection]) -> type[TrainConfig]:
+    """`TrainConfig` whose `[drafter]` has the keys of one kind."""
+    field = (section, Field(default_factory=section))
+    return create_model("TrainConfig", __base__=TrainConfig, drafter=field)

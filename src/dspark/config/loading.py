@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,19 +34,59 @@ def load_config(path: str | Path, model_cls: type[Model], overrides: Sequence[st
         ConfigError: a file is missing or damaged, extends itself, or holds an unknown key or a
             value that does not fit; the message names key, file and the nearest valid key.
     """
-    tree, origin = _read(Path(path), ())
+    return checked(read_layers(path, overrides), model_cls, str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one file says, or the command line.
+
+    Attributes:
+        tree: its keys and values.
+        origin: where each key stands, for mistakes.
+    """
+
+    tree: Tree
+    origin: dict[Key, str]
+
+
+def read_layers(path: str | Path, overrides: Sequence[str] = ()) -> list[Layer]:
+    """A file with all that it extends and what the command line sets, the deepest base first.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    layers = _read(Path(path), ())
+    whole = deepcopy(_together(layers))
+    origin: dict[Key, str] = {}
+    chosen = Layer({}, origin)
     for text in overrides:
         key, value = _parse_override(text)
-        _put(tree, key, value, text)
+        for tree in (whole, chosen.tree):
+            _put(tree, key, value, text)
         origin[key] = f"--set {text}"
+    return [*layers, chosen]
+
+
+def checked(layers: Sequence[Layer], model_cls: type[Model], path: str) -> Model:
+    """The layers on top of each other, checked against a model.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
     try:
-        return model_cls.model_validate(tree)
+        return model_cls.model_validate(_together(layers))
     except ValidationError as exc:
-        raise _explain(exc, model_cls, origin, str(path)) from exc
+        origin = {key: where for layer in layers for key, where in layer.origin.items()}
+        raise _explain(exc, model_cls, origin, path) from exc
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[Key, str]]:
-    """The merged tree of a file and its bases, and which file each leaf came from."""
+def _together(layers: Iterable[Layer]) -> Tree:
+    return reduce(merge, (layer.tree for layer in layers), {})
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> list[Layer]:
+    """A file's layer above those of its bases."""
     if path.resolve() in seen:
         chain = " -> ".join(file.name for file in (*seen, path))
         raise ConfigError("configuration files extend each other in a circle", found=chain)
@@ -59,14 +102,13 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[Key, str]]:
     except ValueError as exc:  # TOMLDecodeError
         raise ConfigError(f"{path} is not valid TOML", found=exc, fix="Repair the line") from exc
     base = tree.pop("extends", None)
-    origin = {key: str(path) for key in _leaves(tree)}
+    layer = Layer(tree, dict.fromkeys(_leaves(tree), str(path)))
     if base is None:
-        return tree, origin
+        return [layer]
     if not isinstance(base, str):
         fix = 'Write extends = "other.toml"'
         raise ConfigError(f"`extends` in {path} must be one file name", found=base, fix=fix)
-    base_tree, base_origin = _read(path.parent / base, (*seen, path.resolve()))
-    return merge(base_tree, tree), base_origin | origin
+    return [*_read(path.parent / base, (*seen, path.resolve())), layer]
 
 
 def merge(base: Tree, over: Tree) -> Tree:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dspark.artifacts import atomic_write_bytes, read_artifact, write_artifact
 from dspark.data.responses import Response
-from dspark.drafters.training_data import SequenceStates
+from dspark.data.states import SequenceStates
 from dspark.errors import DataError, IncompatibleDrafterError
 from dspark.targets.names import portable_name
 from dspark.targets.target import Target

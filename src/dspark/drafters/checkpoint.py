@@ -19,10 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from dspark import native
 from dspark.artifacts import atomic_folder, sha256_file
-from dspark.drafters.checkpoint_config import config_from_json, config_to_json
-from dspark.drafters.drafter import Drafter, DrafterConfig, SharedWeights
-from dspark.drafters.informed import FILE as CONFIDENCE
-from dspark.drafters.registry import DRAFTERS, make_drafter
+from dspark.drafters.checkpoint_config import config_from_json
+from dspark.drafters.config import DrafterConfig
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.dspark.informed import FILE as CONFIDENCE
+from dspark.drafters.registry import make_drafter
+from dspark.drafters.shared import SharedWeights
 from dspark.errors import CheckpointError, IncompatibleDrafterError
 from dspark.tables.calibration import FILE as CALIBRATION
 from dspark.tables.calibration import CalibrationTable
@@ -65,7 +67,7 @@ def save_drafter(
         CheckpointError: when the folder cannot be written; what stood there is kept.
     """
     name = str(dtype).removeprefix("torch.")
-    fields = config_to_json(drafter.config, {"dtype": name})
+    fields = drafter.config.to_json({"dtype": name})
     payload = save(state_to_disk(drafter, dtype), metadata={"format": "pt"})
     with atomic_folder(folder) as stage:
         (stage / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -92,12 +94,6 @@ def read_checkpoint(folder: str | Path) -> tuple[DrafterConfig, dict[str, Tensor
             fix="The folder must hold a whole config.json and model.safetensors; copy it again",
         ) from error
     config = config_from_json(fields, str(path / CONFIG))
-    if config.kind not in DRAFTERS:
-        raise CheckpointError(
-            f"{path / CONFIG}: dspark_kind is no kind of drafter known here",
-            found=config.kind,
-            fix=f"Known are {', '.join(DRAFTERS)}",
-        )
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(

@@ -1,13 +1,12 @@
-"""What every drafter is: its configuration, and the interface the engine and trainer call.
+"""What every drafter is: the interface that engine and trainer call.
 
-Suffixes: R requests, A anchors, K block slots, T packed rows, D hidden, M taps x D, V vocabulary.
+Suffixes: R requests, K block slots, T packed rows, D hidden, M taps x D, V vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,105 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dspark.attention.kv_cache import KVCache
+from dspark.config import DrafterSection
 from dspark.core import DraftBlock, SamplingParams
-from dspark.drafters.anchor_batch import make_anchor_batch
-from dspark.drafters.training_data import AnchorDraw, TrainingBatch, TrainingSequence
+from dspark.drafters.config import DrafterConfig
+from dspark.drafters.shared import SharedWeights
+from dspark.drafters.training_batch import TrainingBatch
 from dspark.errors import IncompatibleDrafterError
 from dspark.maths.losses import LossWeights, StepTotals
-from dspark.targets.family import TargetSpec
-from dspark.targets.layers import PackedLinear
-from dspark.targets.target import Target, softcap
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterConfig:
-    """Shape of a drafter; sizes in tokens, layers or features.
-
-    Attributes:
-        kind: name in the registry.
-        target_layer_ids: 0-based decoder layers whose raw output is tapped; none for a drafter
-            that looks at the final-normed last state.
-        mask_token_id: token that fills slots 2…K of a block; the text never contains it. None
-            for a drafter that has no such slots.
-        block_size: draft tokens a round; of a chain drafter, the longest chain.
-        markov_rank: r of the transition bias; 0 for no sequential head.
-        candidates: best parallel logits that the sequential head scores alone; 0 for all.
-        draft_vocab_size: tokens the drafter can propose; None for the whole vocabulary.
-        sample_from_anchor: slot 1 of a block holds the anchor and predicts the token after it.
-    """
-
-    kind: str
-    hidden_size: int
-    vocab_size: int
-    num_target_layers: int
-    target_layer_ids: tuple[int, ...]
-    mask_token_id: int | None
-    block_size: int = 7
-    num_layers: int = 2
-    num_heads: int = 8
-    num_kv_heads: int = 8
-    head_dim: int = 64
-    intermediate_size: int = 1536
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
-    max_positions: int = 8192
-    markov_rank: int = 0
-    markov_head_type: str = "vanilla"
-    candidates: int = 0
-    confidence_head: bool = False
-    confidence_with_markov: bool = True
-    draft_vocab_size: int | None = None
-    num_anchors: int = 512
-    sample_from_anchor: bool = True
-    target_name: str = ""
-
-    @property
-    def out_vocab(self) -> int:
-        """Width of the drafter's logits."""
-        return self.draft_vocab_size or self.vocab_size
-
-
-def default_tap_ids(num_layers: int, count: int = 5) -> tuple[int, ...]:
-    """Taps spread evenly from layer 1 to layer L - 3 (DSpark's public configurations)."""
-    last = max(num_layers - 3, 1)
-    steps = min(count, last)
-    if steps == 1:
-        return (max(min(1, num_layers - 2), 0),)
-    gaps = steps - 1
-    return tuple(1 + (2 * (last - 1) * i + gaps) // (2 * gaps) for i in range(steps))
-
-
-class SharedWeights:
-    """The target's embedding and head as a drafter uses them: frozen, never saved with it.
-
-    Args:
-        embedding: [V, D] input embedding.
-        head: [V, D] language-model head.
-        d2t: target id of each draft-vocabulary entry, or None.
-        embed_scale, logit_softcap: the target family's, as in Gemma 3.
-    """
-
-    def __init__(
-        self,
-        embedding: Tensor,
-        head: Tensor,
-        d2t: Tensor | None = None,
-        embed_scale: float = 1.0,
-        logit_softcap: float | None = None,
-    ) -> None:
-        self.embedding, self.scale, self.cap = embedding, embed_scale, logit_softcap
-        self.head = head if d2t is None else head[d2t].contiguous()
-        self._packed: PackedLinear | None = None
-
-    def embed(self, ids: Tensor) -> Tensor:
-        x = nn.functional.embedding(ids, self.embedding)
-        return x if self.scale == 1.0 else x * torch.tensor(self.scale, dtype=x.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Base logits over the draft vocabulary, [..., V]."""
-        if self._packed is None:
-            self._packed = PackedLinear(self.head)
-        return softcap(self._packed(hidden.to(self.head.dtype)), self.cap)
+from dspark.targets.target import Target
 
 
 class DraftMasks(Protocol):
@@ -137,16 +45,20 @@ class Drafter(nn.Module, ABC):
     Subclasses name their parameters as DeepSpec does, so that a state dict is a checkpoint.
 
     Attributes:
+        Config: the kind's configuration.
+        Recipe: what `[drafter]` of a recipe may say of the kind.
+        Batch: what :meth:`loss` takes; one that `training.packing` makes.
         folder: that it was loaded from; None for one made in memory.
         sha256: of its weights file, "" for one made in memory.
     """
 
-    kind: ClassVar[str]
-    reads_taps: ClassVar[bool] = True  # else the final-normed last state
+    Config: ClassVar[type[DrafterConfig]]
+    Recipe: ClassVar[type[DrafterSection]] = DrafterSection
+    Batch: ClassVar[type[TrainingBatch]]
     reads_next_ids: ClassVar[bool] = True  # the token after each position, in `extend`
-    has_mask: ClassVar[bool] = True  # blocks with MASK in slots 2…K
     gives_peaks: ClassVar[bool] = False  # `draft` takes `peaks`
     matrix_modules: ClassVar[tuple[str, ...]] = ("backbone.",)  # whose matrices Muon takes
+    head_modules: ClassVar[tuple[str, ...]] = ()  # whose weights `begin_heads` sets
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -157,6 +69,11 @@ class Drafter(nn.Module, ABC):
         self._shared: SharedWeights | None = None
         self.folder: Path | None = None
         self.sha256 = ""
+
+    @property
+    def kind(self) -> str:
+        """Its name in the registry."""
+        return self.config.kind
 
     @property
     def shared(self) -> SharedWeights:
@@ -170,7 +87,7 @@ class Drafter(nn.Module, ABC):
         Raises:
             IncompatibleDrafterError: naming the first value that does not fit, on both sides.
         """
-        check_fits(self.config, target.spec, target.stop_ids)
+        self.config.check_fits(target.spec, target.stop_ids)
         if target.head_bias is not None:
             raise IncompatibleDrafterError(
                 "The target's head has a bias, which drafters here do not share",
@@ -203,6 +120,22 @@ class Drafter(nn.Module, ABC):
             IncompatibleDrafterError: it belongs to another drafter.
         """
 
+    def begin_heads(
+        self, start: DrafterConfig, tensors: dict[str, Tensor], start_ids: Tensor | None
+    ) -> list[str]:
+        """Take over what `head_modules` hold of a drafter to go on from.
+
+        Args:
+            start: its configuration.
+            tensors: its weights.
+            start_ids: target ids of its reduced draft vocabulary; None for the whole one.
+
+        Returns:
+            What is new, in words.
+        """
+        new = [] if start.sequential_head is None else ["no sequential head"]
+        return [*new, "no confidence head"] if start.gives_confidence else new
+
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
@@ -219,15 +152,6 @@ class Drafter(nn.Module, ABC):
         table = torch.full((self.config.vocab_size,), -1, device=target_ids.device)
         table[self.d2t] = torch.arange(len(self.d2t), device=target_ids.device)
         return table[target_ids]
-
-    def training_batch(
-        self, sequences: Sequence[TrainingSequence], draw: AnchorDraw
-    ) -> TrainingBatch | None:
-        """One packed batch for :meth:`loss`; None when nothing can be learned from it.
-
-        By default blocks behind drawn anchors, as the block drafters want them.
-        """
-        return make_anchor_batch(sequences, draw, self.config.block_size)
 
     def loss_weights(self, weights: LossWeights) -> LossWeights:
         """The weights that :meth:`loss` goes by, given the recipe's; the recipe's by default."""
@@ -296,57 +220,3 @@ class Drafter(nn.Module, ABC):
 
         One that `gives_peaks` also takes `peaks`: largest probabilities in place of confidences.
         """
-
-
-def check_fits(config: DrafterConfig, spec: TargetSpec, stop_ids: frozenset[int]) -> None:
-    """Refuse a drafter whose configuration contradicts its target.
-
-    Raises:
-        IncompatibleDrafterError: with both values.
-    """
-    pairs = [
-        ("hidden size", config.hidden_size, spec.hidden_size),
-        ("vocabulary size", config.vocab_size, spec.vocab_size),
-        ("number of target layers", config.num_target_layers, spec.num_layers),
-    ]
-    for name, mine, theirs in pairs:
-        if mine != theirs:
-            raise IncompatibleDrafterError(
-                f"The drafter was made for another target: {name}",
-                found=f"drafter {mine}, target {theirs}",
-                fix="Use the drafter of this target, or train one with `dspark train`",
-            )
-    last = spec.num_layers - 1
-    if any(not 0 <= i < last for i in config.target_layer_ids):
-        raise IncompatibleDrafterError(
-            "The drafter taps a layer that the target does not offer",
-            found=f"tap ids {list(config.target_layer_ids)}, target layers 0 to {last - 1}",
-            fix="The last layer cannot be tapped: its stored state is already normed",
-        )
-    mask = config.mask_token_id
-    if mask is not None and (not 0 <= mask < spec.vocab_size or mask in stop_ids):
-        raise IncompatibleDrafterError(
-            "The drafter's mask token cannot be used with this target",
-            found=f"mask {mask}, vocabulary {spec.vocab_size}, stop tokens {sorted(stop_ids)}",
-            fix="The mask must be an id that no text contains",
-        )
-    if not config.sample_from_anchor:
-        raise IncompatibleDrafterError(
-            "The drafter uses the layout with 1 + block_size slots",
-            found="drafter sample_from_anchor false, this project true",
-            fix="Convert or retrain it anchor-first; read as it is it would accept about 1 %",
-        )
-
-
-def fit_to_target(config: DrafterConfig, spec: TargetSpec) -> DrafterConfig:
-    """The configuration with everything that the target dictates filled in."""
-    return replace(
-        config,
-        hidden_size=spec.hidden_size,
-        vocab_size=spec.vocab_size,
-        num_target_layers=spec.num_layers,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        max_positions=spec.max_positions,
-    )

@@ -137,7 +137,7 @@ class Engine:
             if policy in ADAPTIVE and drafter is not None and tables is None:
                 tables = load_tables(policy, target, drafter, self.verification)
             policy = parse_policy(policy, block_size, tables)
-        if policy.needs_confidence and not (drafter and drafter.config.confidence_head):
+        if policy.needs_confidence and not (drafter and drafter.config.gives_confidence):
             raise ConfigError(
                 f"Policy {policy.name} needs confidences, and the drafter gives none",
                 fix="Use auto or fixed:K, or a drafter with a confidence head",

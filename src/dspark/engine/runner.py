@@ -80,7 +80,7 @@ class Runner:
             self._tap_ids = self.drafter.config.target_layer_ids
             self._d2t = self.drafter.d2t
             self._context = DraftContext(self.drafter, slots, max_len)
-        headless = self.drafter is not None and not self.drafter.config.confidence_head
+        headless = self.drafter is not None and not self.drafter.config.gives_confidence
         asked = headless and peaks and self.drafter is not None and self.drafter.gives_peaks
         self._more: dict[str, bool] = {"peaks": True} if asked else {}
 

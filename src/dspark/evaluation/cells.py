@@ -21,7 +21,7 @@ from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.drafters.checkpoint import CONFIG, WEIGHTS, drafting_dtype, load_drafter
 from dspark.drafters.drafter import Drafter
-from dspark.drafters.informed import FILE as CONFIDENCE
+from dspark.drafters.dspark.informed import FILE as CONFIDENCE
 from dspark.drafters.registry import make_drafter
 from dspark.engine.engine import Engine
 from dspark.engine.policies import Policy, PolicyTables
@@ -234,7 +234,7 @@ def _policies(contender: Contender, settings: Settings) -> list[Policy]:
     names += [f"threshold:{limit:g}" for limit in settings.thresholds]
     policies = [parse_policy(name, config.block_size, contender.tables) for name in names]
     for policy in policies:
-        if policy.needs_confidence and not config.confidence_head:
+        if policy.needs_confidence and not config.gives_confidence:
             raise ConfigError(
                 f"Policy {policy.name} needs confidences, and drafter {contender.label} gives none",
                 fix="Leave that drafter or the policy out",
@@ -292,14 +292,15 @@ def shared_fields(target: Target, settings: Settings) -> dict[str, Any]:
 def cell_fields(cell: Cell, settings: Settings) -> dict[str, Any]:
     """The fields of a row that are known before its prompts are answered."""
     contender, config = cell.contender, cell.contender.drafter.config
+    head = config.sequential_head
     return {
         "drafter": contender.label,
         "kind": config.kind,
         "shape": {
             "num_layers": config.num_layers,
             "block_size": config.block_size,
-            "markov_rank": config.markov_rank,
-            "markov_head_type": config.markov_head_type if config.markov_rank else None,
+            "markov_rank": head.rank if head else 0,
+            "markov_head_type": head.kind if head else None,
             "draft_vocab_size": config.draft_vocab_size,
             "parameters": contender.parameters,
         },

@@ -21,7 +21,6 @@ from dspark.training.log import LOG
 CONFIG, PROVENANCE, WEIGHTS = "config.json", "provenance.json", "model.safetensors"
 # What a model file may hold beside the drafter's own weights: the target's, and id tables.
 BORROWED = {"embed_tokens.weight", "lm_head.weight", "d2t", "t2d"}
-HEADLESS = {"dflash", "eagle3", "mtp"}  # kinds without a sequential head, whatever a recipe says
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -131,8 +130,7 @@ class Run:
         """What the drafter is built like: config.json's word, else the recipe's."""
         asked, made = self.recipe.drafter, self.checkpoint
         if made is None:
-            rank = 0 if asked.kind in HEADLESS else asked.markov_rank
-            return asked.model_copy(update={"markov_rank": rank})
+            return asked
         return Shape(
             kind=made.dspark_kind or asked.kind,
             block_size=made.block_size or asked.block_size,

@@ -25,13 +25,15 @@ from dspark import __version__
 from dspark.artifacts import append_jsonl, read_jsonl
 from dspark.core import DEFAULT_RULE
 from dspark.data.responses import Response
-from dspark.drafters.chain import ChainDrafter
+from dspark.data.states import SequenceStates
+from dspark.drafters.block.drafter import BlockDrafter
+from dspark.drafters.chain.drafter import ChainDrafter
 from dspark.drafters.drafter import Drafter
-from dspark.drafters.dspark import DSparkDrafter
-from dspark.drafters.training_data import AnchorDraw, SequenceStates, TrainingSequence
 from dspark.errors import IncompatibleDrafterError
 from dspark.maths.rounds import expected_rounds, standing, standing_greedily
 from dspark.targets.target import Target
+from dspark.training.packing import pack
+from dspark.training.sequences import AnchorDraw, TrainingSequence
 
 # Logits held at a time: few enough to stay near a processor's cache.
 _CHUNK = {"cpu": 2**22, "cuda": 2**26}
@@ -91,7 +93,7 @@ def check_kinds(drafters: Mapping[str, Drafter]) -> None:
         IncompatibleDrafterError: naming the first.
     """
     for name, drafter in drafters.items():
-        if not isinstance(drafter, DSparkDrafter | ChainDrafter):
+        if not isinstance(drafter, BlockDrafter | ChainDrafter):
             raise IncompatibleDrafterError(
                 f"Drafter {name} cannot be judged along a text",
                 found=f"kind {drafter.config.kind}",
@@ -229,9 +231,9 @@ def _rounds(
     drafter: Drafter, sequence: TrainingSequence, said: _Said, settings: Settings
 ) -> dict[str, float]:
     """Expected rounds by temperature."""
-    assert isinstance(drafter, DSparkDrafter | ChainDrafter)
+    assert isinstance(drafter, BlockDrafter | ChainDrafter)
     everything = AnchorDraw(len(sequence.ids_T), seed=0, epoch=0)
-    batch: Any = drafter.training_batch([sequence], everything)
+    batch: Any = pack(drafter, [sequence], everything)
     anchors, K = batch.label_valid_AK.shape
     labels_AK = _labels(sequence, anchors, K)
     best_AK, logq = _drafted(drafter, batch, torch.from_numpy(labels_AK), settings)
@@ -254,7 +256,7 @@ def _labels(sequence: TrainingSequence, anchors: int, K: int) -> NDArray[np.int6
 
 
 def _drafted(
-    drafter: DSparkDrafter | ChainDrafter, batch: Any, labels_AK: Tensor, settings: Settings
+    drafter: BlockDrafter | ChainDrafter, batch: Any, labels_AK: Tensor, settings: Settings
 ) -> tuple[NDArray[np.bool_], dict[float, Floats]]:
     """Whether each token is the drafter's best, and its log q by temperature."""
     device = drafter.device

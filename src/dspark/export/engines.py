@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dspark.drafters.drafter import DrafterConfig
+from dspark.drafters.config import DrafterConfig
 from dspark.engine.policies import Threshold
 from dspark.engine.policy_names import ADAPTIVE, parse_policy
 from dspark.errors import ConfigError, IncompatibleDrafterError
@@ -204,7 +204,7 @@ def drafting(name: str, folder: Path, config: DrafterConfig, policy: str | None)
     """
     engine = find_engine(name)
     check_readable(name, config)
-    sure = config.confidence_head
+    sure = config.gives_confidence
     if policy == "auto":
         policy = None
     if policy is None:
@@ -233,17 +233,18 @@ def check_readable(name: str, config: DrafterConfig) -> None:
         IncompatibleDrafterError: naming what it cannot read.
     """
     engine = find_engine(name)
-    head = config.markov_head_type if config.markov_rank else "none"
+    head = config.sequential_head
+    kind = "none" if head is None else head.kind
     found = None
-    if config.kind in ("eagle3", "mtp"):
+    if not config.public_layout:
         found = f"kind {config.kind}, in a layout it does not know"
-    elif head not in engine.heads:
-        found = f"sequential head {head}, it reads {', '.join(engine.heads)}"
-    elif config.candidates:
-        found = f"a head that scores {config.candidates} candidates alone, it scores all tokens"
+    elif kind not in engine.heads:
+        found = f"sequential head {kind}, it reads {', '.join(engine.heads)}"
+    elif head is not None and head.candidates:
+        found = f"a head that scores {head.candidates} candidates alone, it scores all tokens"
     elif config.draft_vocab_size and not engine.reduced_vocabulary:
         found = f"a draft vocabulary of {config.draft_vocab_size}, it reads only whole ones"
-    elif config.confidence_head and not (config.confidence_with_markov or engine.plain_confidence):
+    elif config.plain_confidence and not engine.plain_confidence:
         found = "a confidence head that does not see the previous token"
     if found:
         raise IncompatibleDrafterError(

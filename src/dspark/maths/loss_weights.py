@@ -64,7 +64,7 @@ class LossWeights:
         slots: "decay" weighs by position, "dpace" by D-PACE. The confidence head's term goes by
             position in either case.
         base, free: of the same loss of the parallel logits alone, and of rounds in which a
-            sequential head reads its own draws (:mod:`dspark.drafters.block_losses`).
+            sequential head reads its own draws (:mod:`dspark.drafters.block.losses`).
     """
 
     ce: float

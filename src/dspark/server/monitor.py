@@ -47,7 +47,7 @@ class Monitor:
                 fix="Use --policy auto, causal or pipelined, or leave --recalibrate out",
             )
         drafter = engine.drafter
-        sure = drafter is not None and drafter.config.confidence_head and engine.policy.draft_len
+        sure = drafter is not None and drafter.config.gives_confidence and engine.policy.draft_len
         self._drift = (
             Drift(engine.policy.draft_len, settings.drift_window, engine.verification)
             if sure

@@ -13,7 +13,8 @@ from itertools import pairwise
 import numpy as np
 
 from dspark.data.responses import Response
-from dspark.drafters.training_data import SequenceStates, TrainingSequence
+from dspark.data.states import SequenceStates
+from dspark.training.sequences import TrainingSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,15 +21,18 @@ import torch
 
 from dspark.config import TrainConfig
 from dspark.data.responses import Response
+from dspark.data.states import SequenceStates
 from dspark.data.store import StoredStates, origin_of
-from dspark.drafters.training_data import AnchorDraw, SequenceStates, TrainingBatch
+from dspark.drafters.training_batch import TrainingBatch
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 from dspark.targets.target import Target, load_target
 from dspark.training.batches import Visit, share, training_sequences, visits
 from dspark.training.metrics import Meter, PhaseTimer
 from dspark.training.optimisation import loss_weights_at, lr_share, make_optimisers
+from dspark.training.packing import pack
 from dspark.training.parallel import Parallel
+from dspark.training.sequences import AnchorDraw
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype
 from dspark.training.states import StateCache, bytes_per_sequence
 from dspark.training.warm_start import begun
@@ -115,7 +118,7 @@ class Learner:
     def _pack(
         self, responses: list[Response], states: list[SequenceStates], draw: AnchorDraw
     ) -> TrainingBatch | None:
-        batch = self.drafter.training_batch(training_sequences(responses, states), draw)
+        batch = pack(self.drafter, training_sequences(responses, states), draw)
         return None if batch is None else batch.to(self.target.device)
 
     def _autocast(self) -> Any:

@@ -22,7 +22,7 @@ from accelerate.utils import (
 from torch import Tensor, nn
 
 from dspark.drafters.drafter import Drafter
-from dspark.drafters.training_data import TrainingBatch
+from dspark.drafters.training_batch import TrainingBatch
 from dspark.errors import ConfigError
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,8 @@ from dspark.data.responses import (
     split_held_out,
     token_frequencies,
 )
-from dspark.drafters.drafter import (
-    Drafter,
-    DrafterConfig,
-    check_fits,
-    default_tap_ids,
-    fit_to_target,
-)
+from dspark.drafters.config import DrafterConfig, default_tap_ids, fit_to_target
+from dspark.drafters.drafter import Drafter
 from dspark.drafters.registry import drafter_class, make_drafter
 from dspark.errors import ConfigError, DataError
 from dspark.targets.names import portable_name
@@ -147,35 +142,32 @@ def drafter_config(
         start: of a drafter to go on from, whose taps, MASK and width hold where the recipe says
             nothing.
     """
-    spec, drafter = target.spec, drafter_class(section.kind)
-    taps: Sequence[int] | None = section.target_layer_ids if drafter.reads_taps else ()
-    wanted, width = section.mask_token_id, section.intermediate_size
+    spec, shape = target.spec, drafter_class(section.kind).Config
+    asked = section.model_dump(exclude={"kind", "start"})
     if start is not None:
-        taps = start.target_layer_ids if taps is None else taps
-        wanted = start.mask_token_id if wanted is None else wanted
-        width = width or start.intermediate_size
-    mask = unused_token(texts, target, wanted) if drafter.has_mask else None
+        kept = ("target_layer_ids", "mask_token_id", "intermediate_size")
+        unset = [key for key in kept if key in asked and asked[key] is None]
+        asked |= {key: getattr(start, key) for key in unset}
+    if "target_layer_ids" in asked:
+        taps = asked["target_layer_ids"]
+        asked["target_layer_ids"] = (
+            default_tap_ids(spec.num_layers) if taps is None else tuple(taps)
+        )
+    if "mask_token_id" in asked:
+        asked["mask_token_id"] = unused_token(texts, target, asked["mask_token_id"])
+    if any(field.name == "num_anchors" for field in fields(shape)):
+        asked["num_anchors"] = anchors
     vocab = section.draft_vocab_size if section.draft_vocab_size < spec.vocab_size else 0
-    base = DrafterConfig(
-        kind=section.kind,
-        hidden_size=spec.hidden_size,
-        vocab_size=spec.vocab_size,
-        num_target_layers=spec.num_layers,
-        target_layer_ids=default_tap_ids(spec.num_layers) if taps is None else tuple(taps),
-        mask_token_id=mask,
-        block_size=section.block_size,
-        num_layers=section.num_layers,
-        intermediate_size=width or spec.intermediate_size,
-        markov_rank=section.markov_rank,
-        markov_head_type=section.markov_head_type,
-        candidates=section.candidates,
-        confidence_head=section.confidence_head,
-        draft_vocab_size=vocab or None,
-        num_anchors=anchors,
-        target_name=portable_name(target.name),
-        rope_theta=target.rope_theta,
-    )
-    return fit_to_target(base, spec)
+    asked |= {
+        "hidden_size": spec.hidden_size,
+        "vocab_size": spec.vocab_size,
+        "num_target_layers": spec.num_layers,
+        "intermediate_size": asked["intermediate_size"] or spec.intermediate_size,
+        "draft_vocab_size": vocab or None,
+        "target_name": portable_name(target.name),
+        "rope_theta": target.rope_theta,
+    }
+    return fit_to_target(shape(**asked), spec)
 
 
 def build_drafter(
@@ -204,7 +196,7 @@ def build_drafter(
         config.run.anchors_per_sequence,
         None if start is None else start.config,
     )
-    check_fits(shape, target.spec, target.stop_ids)
+    shape.check_fits(target.spec, target.stop_ids)
     if start is not None:
         check_shape(shape, start.config)
     torch.manual_seed(config.run.seed)

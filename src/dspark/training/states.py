@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dspark.data.responses import Response
-from dspark.drafters.training_data import SequenceStates
+from dspark.data.states import SequenceStates
 from dspark.targets.target import Target
 
 

@@ -27,7 +27,6 @@ from dspark.data.store import (
     write_index,
     write_shard,
 )
-from dspark.drafters.drafter import check_fits
 from dspark.errors import CheckpointError, DataError
 from dspark.targets.target import Target, load_target
 from dspark.training.setup import drafter_config, load_data, pick_training_dtype
@@ -89,7 +88,7 @@ def make_plan(
     train, held_out = load_data(config, target, dropped)
     responses = [*train, *held_out]
     shape = drafter_config(config.drafter, target, responses, config.run.anchors_per_sequence)
-    check_fits(shape, target.spec, target.stop_ids)
+    shape.check_fits(target.spec, target.stop_ids)
     taps = shape.target_layer_ids
     sizes = [
         bytes_per_sequence(r, target, len(taps)) + 4 * len(r.response_ids) + BESIDE_BYTES

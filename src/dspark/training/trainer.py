@@ -71,7 +71,7 @@ class Trainer(Learner):
         self.counters = counters
 
     def _recipe(self) -> dict[str, Any]:
-        return fixed_part(self.config, self.drafter.config.mask_token_id)
+        return fixed_part(self.config, self.drafter.config.from_texts)
 
     def _merged_meter(self) -> Meter:
         """What all processes measured since the last log line."""

@@ -4,7 +4,7 @@ The recipe may ask for more than the drafter has. What is new adds nothing at th
 the identity, heads give no bias, further ranks of a head are empty. Weights alone are taken; the
 optimiser begins anew.
 
-Suffixes: V vocabulary of the target, Vd of the drafter, r rank of a sequential head, D hidden.
+Suffixes: Vd draft vocabulary.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,13 @@ from torch import Tensor
 from dspark.artifacts import sha256_file
 from dspark.config import DrafterSection, TrainConfig
 from dspark.drafters.checkpoint import CONFIG, SHARED_KEYS, WEIGHTS, read_checkpoint
-from dspark.drafters.checkpoint_config import config_from_json, config_to_json
-from dspark.drafters.drafter import Drafter, DrafterConfig
+from dspark.drafters.checkpoint_config import config_from_json
+from dspark.drafters.config import Check, DrafterConfig
+from dspark.drafters.drafter import Drafter
+from dspark.drafters.registry import drafter_class
 from dspark.drafters.shipped import shipped_drafter
 from dspark.errors import CheckpointError, ConfigError
 from dspark.training.snapshot import read_counters, reading
-
-FAMILIES = (("dspark", "dflash"), ("eagle3",), ("mtp",))  # kinds with the same layers
-VANILLA, GATED = "vanilla", "gated"
-AS_VANILLA = (GATED, "residual_rnn", "refined", "selector")  # heads that can begin as that one
-GROWING = (VANILLA, GATED, "selector")  # heads whose rank may rise
-BY_SLOT = "refined"  # it has weights for each slot of a block
 
 _log = logging.getLogger("dspark.training")
 
@@ -112,15 +109,15 @@ def check_continues(asked: DrafterSection, start: DrafterConfig) -> None:
     Raises:
         ConfigError: naming the key, with both values.
     """
-    family = next((kinds for kinds in FAMILIES if start.kind in kinds), (start.kind,))
-    taps, wide = asked.target_layer_ids, asked.intermediate_size
-    rank = asked.markov_rank if asked.kind == "dspark" else 0
-    same_head = asked.markov_head_type == start.markov_head_type
-    fixed = rank and start.markov_rank and same_head and start.markov_head_type not in GROWING
-    by_slot = fixed and start.markov_head_type == BY_SLOT
-    checks: list[tuple[str, Any, Any, bool]] = [
-        ("kind", asked.kind, start.kind, asked.kind in family),
-        ("num_layers", asked.num_layers, start.num_layers, asked.num_layers >= start.num_layers),
+    shape, layers, wide = (
+        drafter_class(asked.kind).Config,
+        asked.num_layers,
+        asked.intermediate_size,
+    )
+    taps = getattr(asked, "target_layer_ids", None)
+    checks: list[Check] = [
+        ("kind", asked.kind, start.kind, shape.same_layers(start)),
+        ("num_layers", layers, start.num_layers, layers >= start.num_layers),
         (
             "target_layer_ids",
             taps,
@@ -131,24 +128,10 @@ def check_continues(asked: DrafterSection, start: DrafterConfig) -> None:
             "intermediate_size",
             wide,
             start.intermediate_size,
-            wide is None or wide == start.intermediate_size,
-        ),
-        ("markov_rank", rank, start.markov_rank, not rank or rank >= start.markov_rank),
-        ("markov_rank", rank, start.markov_rank, not fixed or rank == start.markov_rank),
-        (
-            "block_size",
-            asked.block_size,
-            start.block_size,
-            not by_slot or asked.block_size == start.block_size,
-        ),
-        (
-            "mask_token_id",
-            asked.mask_token_id,
-            start.mask_token_id,
-            asked.mask_token_id in (None, start.mask_token_id),
+            wide in (None, start.intermediate_size),
         ),
     ]
-    for key, mine, theirs, fits in checks:
+    for key, mine, theirs, fits in chain(checks, shape.continuing(asked, start)):
         if not fits:
             raise ConfigError(
                 f"The recipe cannot go on from that drafter: drafter.{key}",
@@ -166,7 +149,7 @@ def check_shape(shape: DrafterConfig, start: DrafterConfig) -> None:
     sizes = ("hidden_size", "vocab_size", "num_target_layers", "target_layer_ids")
     layers = ("intermediate_size", "num_heads", "num_kv_heads", "head_dim", "mask_token_id")
     for name in (*sizes, *layers, "rope_theta", "rms_norm_eps"):
-        mine, theirs = getattr(shape, name), getattr(start, name)
+        mine, theirs = getattr(shape, name, None), getattr(start, name, None)
         if mine != theirs:
             raise ConfigError(
                 f"The recipe cannot go on from that drafter: {name}",
@@ -196,10 +179,9 @@ def begin(drafter: Drafter, start: Start) -> list[str]:
         for key, value in start.tensors.items()
         if key not in (*SHARED_KEYS, "t2d", "d2t")
     }
-    new = _head(drafter.config, start, drafter.d2t, theirs, own)
     with torch.no_grad():
         for name, mine in own.items():
-            if name == "d2t" or name.startswith(("markov_head.", "confidence_head.")):
+            if name == "d2t" or name.startswith(drafter.head_modules):
                 continue
             if _added_layer(name, start.config):
                 if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -213,85 +195,13 @@ def begin(drafter: Drafter, start: Start) -> list[str]:
                 )
             mine.copy_(found)
     more = drafter.config.num_layers - start.config.num_layers
-    if more:
-        new.append(f"{more} more layers, each the identity")
-    return new + _confidence(theirs, own)
+    new = [f"{more} more layers, each the identity"] if more else []
+    return new + drafter.begin_heads(start.config, theirs, drafted_ids(start))
 
 
 def _added_layer(name: str, start: DrafterConfig) -> bool:
     found = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     return found is not None and int(found[1]) >= start.num_layers
-
-
-def _confidence(theirs: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """The confidence head's weights; inputs that are new to it count for nothing."""
-    names = ("confidence_head.proj.weight", "confidence_head.proj.bias")
-    if names[0] not in own:
-        return ["no confidence head"] if names[0] in theirs else []
-    weight, bias = (own[name] for name in names)
-    found = theirs.get(names[0])
-    with torch.no_grad():
-        weight.zero_()
-        bias.zero_()
-        if found is None or found.shape[1] > weight.shape[1]:
-            return ["a confidence head that knows nothing"]
-        weight[:, : found.shape[1]] = found.to(weight.dtype)
-        bias.copy_(theirs[names[1]])
-    return []
-
-
-def _head(
-    shape: DrafterConfig,
-    start: Start,
-    d2t: Tensor | None,
-    theirs: dict[str, Tensor],
-    own: dict[str, Tensor],
-) -> list[str]:
-    """The sequential head's weights; says what is new of it."""
-    if not shape.markov_rank:
-        return ["no sequential head"] if start.config.markov_rank else []
-    table, out = own["markov_head.markov_w1.weight"], own["markov_head.markov_w2.weight"]
-    before, kind = start.config.markov_head_type, shape.markov_head_type
-    rank = start.config.markov_rank
-    with torch.no_grad():
-        out.zero_()  # without more, the head gives no bias
-        if not rank:
-            return [f"a {kind} head that gives no bias"]
-        table[:, :rank].copy_(theirs["markov_head.markov_w1.weight"])
-        kept = before == kind or (before == VANILLA and kind in AS_VANILLA)
-        if not kept:
-            return [f"a {kind} head that gives no bias, in place of a {before} one"]
-        rows_mine, rows_theirs = _same_tokens(d2t, drafted_ids(start), len(out), shape.vocab_size)
-        # A gate that knows nothing lets half through; the others are made to begin as vanilla.
-        gate = kind == GATED and before != GATED
-        scale = 2.0 if gate else 1.0
-        old = theirs["markov_head.markov_w2.weight"]
-        out[rows_mine, :rank] = scale * old[rows_theirs].to(out.dtype)
-        for name in (n for n in own if n.startswith("markov_head.") and "markov_w" not in n):
-            if gate or name in theirs:
-                own[name].zero_()
-            if name in theirs:  # [h ; W_1 row] or what comes of it: the old ones stand in front
-                found = theirs[name]
-                own[name][tuple(slice(n) for n in found.shape)] = found.to(own[name].dtype)
-    new = [f"a {kind} head that begins as the {before} one"] if before != kind else []
-    if shape.markov_rank > rank:
-        new.append(f"{shape.markov_rank - rank} more ranks of the head, which give no bias")
-    if len(rows_mine) < len(out):
-        new.append(f"{len(out) - len(rows_mine)} tokens to draft that the head knows no bias for")
-    return new
-
-
-def _same_tokens(
-    mine: Tensor | None, theirs: Tensor | None, size: int, vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """Rows of two draft vocabularies that are the same tokens."""
-    own = torch.arange(size) if mine is None else mine.cpu()
-    place_V = torch.full((vocab_size,), -1)
-    other = torch.arange(vocab_size) if theirs is None else theirs
-    place_V[other] = torch.arange(len(other))
-    found = place_V[own]
-    known = (found >= 0).nonzero()[:, 0]
-    return known, found[known]
 
 
 def begun(config: TrainConfig) -> tuple[TrainConfig, Start | None]:
@@ -325,4 +235,4 @@ def to_save(start: Start | None) -> dict[str, Any] | None:
     """What of a start a run's state keeps, as plain JSON values."""
     if start is None:
         return None
-    return {"config": config_to_json(start.config, {}), "record": start.record}
+    return {"config": start.config.to_json({}), "record": start.record}

@@ -19,7 +19,7 @@ from dspark import native
 from dspark.attention.kv_cache import KVCache
 from dspark.attention.ragged import CachedAttention
 from dspark.attention.rotary import RopeTable, rotary, rotate
-from dspark.drafters.drafter import DrafterConfig
+from dspark.drafters.config import DrafterConfig
 from dspark.native import LayerParts, NativeBatch, NativeContext, NativeStack, pack
 from dspark.targets.layers import RMSNorm
 

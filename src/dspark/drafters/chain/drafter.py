@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -23,12 +23,11 @@ from dspark.attention.kv_cache import KVCache, Rows
 from dspark.attention.ragged import CachedAttention
 from dspark.attention.rotary import RopeTable, rotary
 from dspark.core import DraftBlock, SamplingParams
-from dspark.drafters.backbone import DraftAttention, DraftMLP
-from dspark.drafters.chain_attention import chain_attention
-from dspark.drafters.drafter import Drafter, DrafterConfig, DraftMasks
-from dspark.drafters.position_batch import PositionBatch, make_position_batch
-from dspark.drafters.training_data import AnchorDraw, TrainingSequence
-from dspark.errors import ConfigError
+from dspark.drafters.block.backbone import DraftAttention, DraftMLP
+from dspark.drafters.chain.attention import chain_attention
+from dspark.drafters.chain.batch import PositionBatch
+from dspark.drafters.chain.config import ChainConfig
+from dspark.drafters.drafter import Drafter, DraftMasks
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals, Teacher, draft_loss
 from dspark.maths.sampling import choose, slot_peaks
 from dspark.targets.layers import RMSNorm
@@ -41,7 +40,7 @@ class ChainLayer(nn.Module):
         input_size: width of the attention's input.
     """
 
-    def __init__(self, config: DrafterConfig, input_size: int) -> None:
+    def __init__(self, config: ChainConfig, input_size: int) -> None:
         super().__init__()
         self.self_attn = DraftAttention(config, input_size)
         self.mlp = DraftMLP(config)
@@ -65,18 +64,12 @@ class ChainCache:
 class ChainDrafter(Drafter):
     """One layer, run over the committed text and then step by step along its own chain."""
 
-    has_mask: ClassVar[bool] = False
+    Batch = PositionBatch
     gives_peaks: ClassVar[bool] = True
     matrix_modules: ClassVar[tuple[str, ...]] = ("layers.", "fc.", "eh_proj.")
 
-    def __init__(self, config: DrafterConfig, layer: ChainLayer) -> None:
-        super().__init__(replace(config, markov_rank=0, candidates=0, confidence_head=False))
-        if config.num_layers != 1:
-            raise ConfigError(
-                f"A drafter of kind {config.kind} has one layer",
-                found=f"drafter.num_layers {config.num_layers}",
-                fix="Set drafter.num_layers = 1",
-            )
+    def __init__(self, config: ChainConfig, layer: ChainLayer) -> None:
+        super().__init__(config)
         self.layers = nn.ModuleList([layer])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
@@ -109,12 +102,6 @@ class ChainDrafter(Drafter):
         """The attention's input and the layer's residual, from a token and a feature."""
 
     # ---- training ---------------------------------------------------------------------------
-
-    def training_batch(
-        self, sequences: Sequence[TrainingSequence], draw: AnchorDraw
-    ) -> PositionBatch | None:
-        """All positions of the answers; nothing is drawn."""
-        return make_position_batch(sequences, self.config.block_size)
 
     def chain_outputs(self, batch: PositionBatch) -> Tensor:
         """Training-time test (arXiv 2503.01840): the layer's outputs [Q, K, D] along true tokens.

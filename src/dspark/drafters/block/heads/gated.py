@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dspark.drafters.heads.vanilla import MarkovHead
+from dspark.drafters.block.heads.vanilla import MarkovHead
 
 
 class GatedMarkovHead(MarkovHead):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dspark.attention.grouped import grouped_attention
 from dspark.attention.padding import Rectangle, joint_attention
-from dspark.drafters.backbone import BlockAttention, Heads
+from dspark.drafters.block.backbone import BlockAttention, Heads
 
 
 def block_attention(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dspark import native
-from dspark.drafters.heads import MarkovHead
+from dspark.drafters.block.heads import MarkovHead
 
 KEPT_BYTES = 2**27  # 4,096 rows of a draft vocabulary of 16,384 in bfloat16
 # Rows worked out at the start, and along with each that is missing: a few more take no longer than

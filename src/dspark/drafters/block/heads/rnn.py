@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dspark.drafters.heads.vanilla import MarkovHead
+from dspark.drafters.block.heads.vanilla import MarkovHead
 
 
 class RNNHead(MarkovHead):

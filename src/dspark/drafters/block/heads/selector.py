@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dspark.drafters.heads.vanilla import MarkovHead
+from dspark.drafters.block.heads.vanilla import MarkovHead
 
 
 class SelectorHead(MarkovHead):

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from dspark.drafters.block_losses import BlockOutputs
-from dspark.drafters.drafter import SharedWeights
-from dspark.drafters.heads import MarkovHead
+from dspark.drafters.block.heads import MarkovHead
+from dspark.drafters.block.losses import BlockOutputs
+from dspark.drafters.shared import SharedWeights
 from dspark.maths.candidates import best, spread
 
 

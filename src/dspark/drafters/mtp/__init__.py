@@ -8,25 +8,43 @@ chain, its final-normed output in the place of the target's state, and is traine
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from dspark.drafters.chain import ChainDrafter, ChainLayer
-from dspark.drafters.drafter import DrafterConfig
-from dspark.drafters.position_batch import PositionBatch
+from dspark.config import DrafterSection
+from dspark.drafters.chain.batch import PositionBatch
+from dspark.drafters.chain.config import ChainConfig
+from dspark.drafters.chain.drafter import ChainDrafter, ChainLayer
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals
 from dspark.targets.layers import RMSNorm
+
+
+class MTPSection(DrafterSection):
+    """`[drafter]` of MTP drafters."""
+
+    num_layers: int = Field(1, ge=1, description="draft layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTPConfig(ChainConfig):
+    """Shape of an MTP drafter; the layout of its checkpoint is this project's own."""
+
+    kind: ClassVar[str] = "mtp"
+    architecture: ClassVar[str] = "DSparkMTPModel"
+    reads_taps: ClassVar[bool] = False
 
 
 class MTPDrafter(ChainDrafter):
     """h' = M [norm(embedding) ; norm(h)], one causal layer, own final norm, shared head."""
 
-    kind: ClassVar[str] = "mtp"
-    reads_taps: ClassVar[bool] = False
+    Config = MTPConfig
+    Recipe = MTPSection
 
-    def __init__(self, config: DrafterConfig) -> None:
+    def __init__(self, config: MTPConfig) -> None:
         size = config.hidden_size
         super().__init__(config, ChainLayer(config, size))
         self.enorm = RMSNorm(size, config.rms_norm_eps)

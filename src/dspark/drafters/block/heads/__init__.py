@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dspark.drafters.heads.confidence import ConfidenceHead
-from dspark.drafters.heads.gated import GatedMarkovHead
-from dspark.drafters.heads.refined import RefinedHead
-from dspark.drafters.heads.rnn import ResidualRNNHead, RNNHead
-from dspark.drafters.heads.selector import SelectorHead
-from dspark.drafters.heads.vanilla import MarkovHead
+from dspark.drafters.block.heads.confidence import ConfidenceHead
+from dspark.drafters.block.heads.gated import GatedMarkovHead
+from dspark.drafters.block.heads.refined import RefinedHead
+from dspark.drafters.block.heads.rnn import ResidualRNNHead, RNNHead
+from dspark.drafters.block.heads.selector import SelectorHead
+from dspark.drafters.block.heads.vanilla import MarkovHead
 from dspark.errors import ConfigError
 
 __all__ = [

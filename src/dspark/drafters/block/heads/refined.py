@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dspark.drafters.heads.vanilla import MarkovHead
+from dspark.drafters.block.heads.vanilla import MarkovHead
 
 
 class RefinedHead(MarkovHead):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dspark.attention.padding import Rectangle, joint_attention
-from dspark.drafters.position_batch import PositionBatch
+from dspark.drafters.chain.batch import PositionBatch
 
 
 def chain_attention(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dspark.drafters.heads import MarkovHead
+from dspark.drafters.block.heads import MarkovHead
 from dspark.maths.candidates import scored, spread
 from dspark.maths.losses import DraftLoss, LossWeights, StepTotals, Teacher, draft_loss
 from dspark.maths.sampling import draw
