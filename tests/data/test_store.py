@@ -16,10 +16,10 @@ import torch
 from dspark.data import store
 from dspark.data.responses import Response
 from dspark.data.states import SequenceStates
-from dspark.data.store import Entry, Origin, StoredStates, hash_ids, write_index, write_shard
+from dspark.data.store import Entry, StoredStates, StoreOrigin, hash_ids, write_index, write_shard
 from dspark.errors import DataError, IncompatibleDrafterError
 
-ORIGIN = Origin("some-model", 6, "bfloat16", (1, 3), "ab" * 32)
+ORIGIN = StoreOrigin("some-model", 6, "bfloat16", (1, 3), "ab" * 32)
 LENGTHS = [(3, 4), (2, 9), (5, 2), (4, 4), (1, 7)]
 SHARDS = [range(0, 2), range(2, 5)]
 
@@ -32,7 +32,7 @@ def answers() -> list[Response]:
     return made
 
 
-def states(origin: Origin = ORIGIN) -> list[SequenceStates]:
+def states(origin: StoreOrigin = ORIGIN) -> list[SequenceStates]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for prompt, answer in LENGTHS:
@@ -45,7 +45,7 @@ def states(origin: Origin = ORIGIN) -> list[SequenceStates]:
     return made
 
 
-def written(folder: Path, origin: Origin = ORIGIN) -> Path:
+def written(folder: Path, origin: StoreOrigin = ORIGIN) -> Path:
     entries = []
     for shard, numbers in enumerate(SHARDS):
         write_shard(folder, shard, numbers.start, [states(origin)[n] for n in numbers], "plan")
@@ -56,7 +56,7 @@ def written(folder: Path, origin: Origin = ORIGIN) -> Path:
 
 
 @pytest.mark.parametrize("origin", [ORIGIN, replace(ORIGIN, target_layer_ids=())], ids=str)
-def test_round_trip(tmp_path: Path, origin: Origin) -> None:
+def test_round_trip(tmp_path: Path, origin: StoreOrigin) -> None:
     read = StoredStates(written(tmp_path, origin), origin)
     read.check(answers())
     order = [3, 0, 4, 0]

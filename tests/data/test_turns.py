@@ -35,8 +35,8 @@ def test_turns_are_one_sequence_with_context_between(tmp_path: Path) -> None:
     a, b = load_responses([path], join_turns=True)
     assert [*a.prompt_ids, *a.response_ids] == [*THIRD["prompt_ids"], *THIRD["response_ids"]]
     assert a.prompt_ids.tolist() == [1, 2]
-    assert a.response_ids[a.answered].tolist() == [10, 11, 12, 13, 14, 15]
-    assert a.response_ids[~a.answered].tolist() == [3, 4, 5]
+    assert a.response_ids[a.completion_mask].tolist() == [10, 11, 12, 13, 14, 15]
+    assert a.response_ids[~a.completion_mask].tolist() == [3, 4, 5]
     assert (a.finished, a.key) == (False, "a#0")
     assert (b.response_ids.tolist(), b.context, b.key) == ([20, 21], (), "b#0")
     freq = token_frequencies([a, b], 30)
@@ -47,7 +47,7 @@ def test_without_joining_each_row_is_a_response(tmp_path: Path) -> None:
     found = load_responses([written(tmp_path, FIRST, SECOND)])
     assert [r.response_ids.tolist() for r in found] == [[10, 11], [12, 13, 14]]
     assert [r.key for r in found] == ["a#0", "a#1"]
-    assert all(r.answered.all() for r in found)
+    assert all(r.completion_mask.all() for r in found)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,18 @@ import random
 
 import pytest
 
-from dspark.maths.never_worse import Lane, judge
+from dspark.maths.never_worse import Turns, against_fixed
 
 
-def lane(*speeds: float, seconds: float = 2.0) -> Lane:
+def turns(*speeds: float, seconds: float = 2.0) -> Turns:
     """Turns at these tokens a second."""
     return [(speed * seconds, seconds) for speed in speeds]
 
 
 def test_ratio_and_choice() -> None:
-    found = judge({"off": lane(*[50] * 6), "fixed:3": lane(*[100] * 6), "causal": lane(*[97] * 6)})[
-        "causal"
-    ]
+    found = against_fixed(
+        {"off": turns(*[50] * 6), "fixed:3": turns(*[100] * 6), "causal": turns(*[97] * 6)}
+    )["causal"]
     assert found.ratio == pytest.approx(0.97)
     assert (found.low, found.high) == pytest.approx((0.97, 0.97))
     assert found.chosen == ("fixed:3", "fixed:3")
@@ -26,12 +26,12 @@ def test_ratio_and_choice() -> None:
 
 
 def test_a_half_is_compared_with_what_won_the_other() -> None:
-    lanes = {
-        "off": lane(*[200, 100] * 3),  # best on even turns, so compared on odd ones
-        "fixed:2": lane(*[50, 300] * 3),  # best on odd turns, so compared on even ones
-        "pipelined": lane(*[60, 80] * 3),
+    speeds = {
+        "off": turns(*[200, 100] * 3),  # best on even turns, so compared on odd ones
+        "fixed:2": turns(*[50, 300] * 3),  # best on odd turns, so compared on even ones
+        "pipelined": turns(*[60, 80] * 3),
     }
-    found = judge(lanes)["pipelined"]
+    found = against_fixed(speeds)["pipelined"]
     assert found.chosen == ("off", "fixed:2")
     assert found.ratio == pytest.approx((80 / 100 + 60 / 50) / 2)
 
@@ -39,8 +39,10 @@ def test_a_half_is_compared_with_what_won_the_other() -> None:
 def test_no_winner_s_curse() -> None:
     """Seven choices that are all the same as the adaptive policy do not make it look worse."""
     draw = random.Random(1)
-    noisy = lambda: lane(*(draw.gauss(100, 10) for _ in range(400)))  # noqa: E731
-    found = judge({"causal": noisy(), **{f"fixed:{k}": noisy() for k in range(1, 8)}})["causal"]
+    noisy = lambda: turns(*(draw.gauss(100, 10) for _ in range(400)))  # noqa: E731
+    found = against_fixed({"causal": noisy(), **{f"fixed:{k}": noisy() for k in range(1, 8)}})[
+        "causal"
+    ]
     assert found.low < 1 < found.high
     assert abs(found.ratio - 1) < 0.02
 
@@ -48,41 +50,41 @@ def test_no_winner_s_curse() -> None:
 def test_drift_that_falls_on_all_alike_cancels() -> None:
     draw = random.Random(2)
     pace = [draw.uniform(0.3, 1.0) for _ in range(40)]
-    lanes = {"off": lane(*(100 * p for p in pace)), "causal": lane(*(90 * p for p in pace))}
-    found = judge(lanes)["causal"]
+    speeds = {"off": turns(*(100 * p for p in pace)), "causal": turns(*(90 * p for p in pace))}
+    found = against_fixed(speeds)["causal"]
     assert (found.low, found.ratio, found.high) == pytest.approx((0.9, 0.9, 0.9))
 
 
 def test_totals_not_means_of_turns() -> None:
-    lanes = {"off": lane(*[100] * 4), "causal": [(10, 1), (10, 1), (990, 3), (990, 3)]}
-    assert judge(lanes)["causal"].ratio == pytest.approx(1000 / 4 / 100)
+    speeds = {"off": turns(*[100] * 4), "causal": [(10, 1), (10, 1), (990, 3), (990, 3)]}
+    assert against_fixed(speeds)["causal"].ratio == pytest.approx(1000 / 4 / 100)
 
 
 def test_the_same_every_time() -> None:
     draw = random.Random(3)
-    lanes = {name: lane(*(draw.gauss(100, 9) for _ in range(20))) for name in ("off", "causal")}
-    assert judge(lanes) == judge(lanes)
-    assert judge(lanes)["causal"].low < judge(lanes)["causal"].high
+    speeds = {name: turns(*(draw.gauss(100, 9) for _ in range(20))) for name in ("off", "causal")}
+    assert against_fixed(speeds) == against_fixed(speeds)
+    assert against_fixed(speeds)["causal"].low < against_fixed(speeds)["causal"].high
 
 
 @pytest.mark.parametrize(
-    "lanes",
+    "speeds",
     [
         {},
-        {"causal": lane(*[9] * 6)},
-        {"off": lane(*[9] * 6), "threshold:0.5": lane(*[9] * 6)},
-        {"off": lane(9, 9, 9), "causal": lane(*[9] * 6)},
+        {"causal": turns(*[9] * 6)},
+        {"off": turns(*[9] * 6), "threshold:0.5": turns(*[9] * 6)},
+        {"off": turns(9, 9, 9), "causal": turns(*[9] * 6)},
     ],
 )
-def test_nothing_to_compare(lanes: dict[str, Lane]) -> None:
-    assert judge(lanes) == {}
+def test_nothing_to_compare(speeds: dict[str, Turns]) -> None:
+    assert against_fixed(speeds) == {}
 
 
-def test_turns_that_not_all_lanes_have_are_left_out() -> None:
-    lanes = {"off": lane(*[100] * 4), "causal": lane(*[90] * 4, 5, 5, 5)}
-    assert judge(lanes)["causal"].ratio == pytest.approx(0.9)
+def test_turns_that_not_all_speeds_have_are_left_out() -> None:
+    speeds = {"off": turns(*[100] * 4), "causal": turns(*[90] * 4, 5, 5, 5)}
+    assert against_fixed(speeds)["causal"].ratio == pytest.approx(0.9)
 
 
 def test_a_fixed_choice_that_stood_still_is_never_the_best() -> None:
-    lanes = {"off": [(0, 1)] * 4, "fixed:1": lane(*[10] * 4), "causal": lane(*[10] * 4)}
-    assert judge(lanes)["causal"].chosen == ("fixed:1", "fixed:1")
+    speeds = {"off": [(0, 1)] * 4, "fixed:1": turns(*[10] * 4), "causal": turns(*[10] * 4)}
+    assert against_fixed(speeds)["causal"].chosen == ("fixed:1", "fixed:1")

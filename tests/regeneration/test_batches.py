@@ -12,7 +12,7 @@ from dspark.data.prompts import Prompt
 from dspark.errors import ConfigError
 from dspark.regeneration.batches import EngineBatch, make_batch
 from dspark.regeneration.plain_batch import PlainBatch
-from dspark.regeneration.regenerate import Progress, run
+from dspark.regeneration.regenerate import RegenerationProgress, run
 from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder
 
@@ -61,7 +61,7 @@ def test_long_prompts_are_skipped(target: Target, tmp_path: Path) -> None:
 def test_interrupted_and_resumed(target: Target, by_engine: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: RegenerationProgress) -> None:
         if progress.rows >= 9:
             raise KeyboardInterrupt
 

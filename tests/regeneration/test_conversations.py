@@ -13,13 +13,13 @@ from dspark.cli.main import main
 from dspark.data.prompts import Prompt, load_prompts
 from dspark.data.responses import load_responses
 from dspark.errors import ConfigError, DataError, RequestError
-from dspark.regeneration.mixture import Part
-from dspark.regeneration.regenerate import Progress, run
+from dspark.regeneration.mixture import MixturePart
+from dspark.regeneration.regenerate import RegenerationProgress, run
 from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder, write_jsonl
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 48, "slots": 4, "seed": 3, "max_len": 512}
-HOT = [Part(0.5, 1.0), Part(0.5, 0.0)]
+HOT = [MixturePart(0.5, 1.0), MixturePart(0.5, 0.0)]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_an_interrupted_run_repeats_no_answer(
 ) -> None:
     path, whole = tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: RegenerationProgress) -> None:
         if progress.rows >= at:
             raise KeyboardInterrupt
 
@@ -166,7 +166,7 @@ def test_training_reads_conversations_as_sequences(target: Target, tmp_path: Pat
     run(target, talks(16), path, **OPTIONS, turns=3)
     rows, joined = rows_of(path), load_responses([path], join_turns=True)
     answered = sorted(i for own in rows.values() for row in own for i in row["response_ids"])
-    assert sorted(i for r in joined for i in r.response_ids[r.answered].tolist()) == answered
+    assert sorted(i for r in joined for i in r.response_ids[r.completion_mask].tolist()) == answered
     for response in joined:
         ids = [*response.prompt_ids.tolist(), *response.response_ids.tolist()]
         last = next(r for r in rows[response.id] if r["prompt_ids"] + r["response_ids"] == ids)
@@ -189,8 +189,8 @@ def test_a_template_that_keeps_answers_as_they_were_joins_them(
     (whole,) = load_responses([write_jsonl(tmp_path / "a.jsonl", rows)], join_turns=True)
     assert len(whole.context) == 1
     said = [*rows[0]["response_ids"], *rows[1]["response_ids"]]
-    assert whole.response_ids[whole.answered].tolist() == said
-    assert "go on" in target.decode(whole.response_ids[~whole.answered].tolist())
+    assert whole.response_ids[whole.completion_mask].tolist() == said
+    assert "go on" in target.decode(whole.response_ids[~whole.completion_mask].tolist())
 
 
 def test_an_answer_that_the_template_refuses_ends_its_conversation(
@@ -225,7 +225,7 @@ def test_files_that_cannot_be_gone_on_with(target: Target, tmp_path: Path) -> No
     run(target, talks(3), path, **OPTIONS, turns=2)
     other = [Prompt(p.id, [user("something else")], p.domain) for p in talks(3)]
     before = path.read_bytes()
-    with pytest.raises(DataError, match="other answers than those of this conversation"):
+    with pytest.raises(DataError, match="other completions than those of this conversation"):
         run(target, other, path, **OPTIONS, turns=2)
     assert path.read_bytes() == before
     with pytest.raises(ConfigError, match="no turn"):

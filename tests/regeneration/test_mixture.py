@@ -11,7 +11,7 @@ from dspark.errors import ConfigError
 from dspark.regeneration.mixture import (
     BOXED_SUFFIX,
     DEFAULT_MIXTURE,
-    Part,
+    MixturePart,
     digest,
     parse_mixture,
     sampling_params,
@@ -21,8 +21,8 @@ from dspark.regeneration.mixture import (
 
 def test_parse() -> None:
     assert parse_mixture("0:0.35,0.6@0.95:0.25,1:0.4") == list(DEFAULT_MIXTURE)
-    assert parse_mixture("0.7") == [Part(1.0, 0.7)]
-    assert parse_mixture("1@0.9") == [Part(1.0, 1.0, 0.9)]
+    assert parse_mixture("0.7") == [MixturePart(1.0, 0.7)]
+    assert parse_mixture("1@0.9") == [MixturePart(1.0, 1.0, 0.9)]
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_shares_and_seeds() -> None:
     for part in DEFAULT_MIXTURE:
         assert counts[part.temperature, part.top_p] / 4000 == pytest.approx(part.share, abs=0.03)
     assert len({p.seed for p in params}) == 4000
-    double = [Part(2 * p.share, p.temperature, p.top_p) for p in DEFAULT_MIXTURE]
+    double = [MixturePart(2 * p.share, p.temperature, p.top_p) for p in DEFAULT_MIXTURE]
     assert [sampling_params(f"p{i}", double, 9, 0) for i in range(4000)] == params
     assert [sampling_params(f"p{i}", DEFAULT_MIXTURE, 9, 1) for i in range(4000)] != params
 

@@ -17,8 +17,8 @@ from dspark.data.prompts import Prompt
 from dspark.data.responses import load_responses
 from dspark.engine.engine import Engine
 from dspark.errors import ConfigError, DataError
-from dspark.regeneration.mixture import BOXED_SUFFIX, Part
-from dspark.regeneration.regenerate import Progress, run
+from dspark.regeneration.mixture import BOXED_SUFFIX, MixturePart
+from dspark.regeneration.regenerate import RegenerationProgress, run
 from dspark.targets.target import Target, load_target
 from fakes import tiny_target_folder, write_jsonl
 
@@ -59,7 +59,7 @@ def rows_of(path: Path) -> dict[str, dict[str, Any]]:
 
 def test_rows(target: Target, tmp_path: Path) -> None:
     path = tmp_path / "new" / "answers.jsonl"
-    seen: list[Progress] = []
+    seen: list[RegenerationProgress] = []
     done = run(target, made_up(30), path, **OPTIONS, on_progress=seen.append)
     rows = rows_of(path)
     tokens = sum(len(row["response_ids"]) for row in rows.values())
@@ -129,7 +129,7 @@ def test_token_limit(target: Target, tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_finished_answers(target: Target, tmp_path: Path) -> None:
     path, whole = tmp_path / "a.jsonl", tmp_path / "whole.jsonl"
 
-    def interrupt(progress: Progress) -> None:
+    def interrupt(progress: RegenerationProgress) -> None:
         if progress.rows >= 5:
             raise KeyboardInterrupt
 
@@ -188,7 +188,7 @@ def test_files_that_cannot_be_used(target: Target, tmp_path: Path) -> None:
     run(target, made_up(2), path, **OPTIONS)
     before = path.read_bytes()
     with pytest.raises(DataError, match="other temperatures"):
-        run(target, made_up(2), path, **OPTIONS, mixture=[Part(1.0, 0.3)])
+        run(target, made_up(2), path, **OPTIONS, mixture=[MixturePart(1.0, 0.3)])
     assert path.read_bytes() == before
 
 

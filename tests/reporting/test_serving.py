@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dspark.errors import DataError
-from dspark.maths.never_worse import judge
+from dspark.maths.never_worse import against_fixed
 from dspark.reporting import report, serving
 from dspark.reporting.load import load
 from dspark.reporting.records import Load, Peers
@@ -142,7 +142,7 @@ def test_never_worse_by_level() -> None:
         for r in rows
         if r["users"] == 16
     }
-    found = judge(lanes)["pipelined"]
+    found = against_fixed(lanes)["pipelined"]
     assert table.rows[3][-1].note == f"{found.low:.3f} to {found.high:.3f}"
     assert table.rows[3][-1].text.startswith(f"{found.ratio:.3f}")
     assert table.rows[3][-1].strong == found.falls_short("pipelined")

@@ -20,7 +20,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from dspark.artifacts.writing import is_device, write_error
 from dspark.errors import DataError, DSparkError, InUseError
 
-# Errors of file systems without locks; there, a file that names its holder does for a lock.
+# Errors of file systems without locks; a file that names its holder is the lock there.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

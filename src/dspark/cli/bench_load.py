@@ -218,7 +218,7 @@ def _parted(text: str) -> tuple[str, str]:
 
 def never_worse_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Each adaptive policy against its drafter's best fixed choice, one line a level."""
-    from dspark.maths.never_worse import LIMITS, judge
+    from dspark.maths.never_worse import LIMITS, against_fixed
 
     levels: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -231,7 +231,7 @@ def never_worse_lines(rows: list[dict[str, Any]]) -> list[str]:
         f"fixed choice, {' and '.join(dict.fromkeys(found.chosen))}"
         + (f"; below {LIMITS[policy]}" if found.falls_short(policy) else "")
         for level, lanes in levels.items()
-        for policy, found in judge(lanes).items()
+        for policy, found in against_fixed(lanes).items()
     ]
 
 

@@ -54,13 +54,13 @@ def compare_rounds(
     folders = drafter_folders(asked.runs, target)
     sources = [find_data(name) for name in asked.data]
     split = None if asked.whole else common_split(folders)
-    from dspark.data.held_out import judging_answers
+    from dspark.data.held_out import completions_to_measure
     from dspark.evaluation import text_rounds
     from dspark.evaluation.round_figures import SCHEMA, figures
     from dspark.targets.names import portable_name
 
     model, _ = load_models(target, "none", dtype, threads)
-    answers = judging_answers(sources, split, asked.limit, model.spec.vocab_size)
+    answers = completions_to_measure(sources, split, asked.limit, model.spec.vocab_size)
     judged = _loaded(folders, model)
     settings = text_rounds.Settings(asked.temperatures, asked.verification)
     kept = beside(json_file, ".answers.jsonl")

@@ -17,7 +17,7 @@ from dspark.cli.common import (
 from dspark.cli.outputs import claim
 
 if TYPE_CHECKING:
-    from dspark.regeneration.regenerate import Progress
+    from dspark.regeneration.regenerate import RegenerationProgress
 
 DEFAULT_SLOTS = {"cuda": 1024, "cpu": 128}
 DEFAULT_TEMPERATURES = "0:0.35,0.6@0.95:0.25,1:0.4"
@@ -159,7 +159,7 @@ class _Bar:
         """A line above the bar."""
         self.bar.print(line)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RegenerationProgress) -> None:
         """The state after one step."""
         rate = progress.new_tokens / progress.seconds if progress.seconds > 0 else 0.0
         done = progress.tokens if self.tokens else progress.rows + progress.skipped

@@ -54,7 +54,7 @@ class Prompt:
         dataset: evaluation set it belongs to; "" when none.
         license: of the text; "" when unknown.
         tools: functions that the assistant may call; None for none.
-        later: what the user says after the answer, one message a turn.
+        later: what the user says after the completion, one message a turn.
         place: where it was read, as in `prompts.jsonl:17`; "" when nowhere.
     """
 
@@ -70,12 +70,12 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """What the user said last."""
+        """The user's last message."""
         return str(self.messages[-1]["content"])
 
     @property
     def conversation(self) -> Any:
-        """What the answer depends on, as JSON values: the messages, with tools if there are any."""
+        """What the completion depends on, as JSON values: the messages, and tools if any."""
         if self.tools:
             return {"messages": self.messages, "tools": self.tools}
         return self.messages
@@ -205,7 +205,7 @@ def _conversation(value: object, where: str, key: str) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: {key} must be a list, not empty", found=repr(value))
     messages = [_message(m, f"{where}: {key}[{index}]") for index, m in enumerate(value)]
-    # The answer is what we are going to make.
+    # The completion is what we are going to make.
     while messages and messages[-1]["role"] not in ("user", "tool"):
         messages.pop()
     if not messages:
@@ -269,7 +269,7 @@ def _part(part: object, where: str) -> str:
 
 
 def _asked(value: object, where: str) -> str:
-    """What is to be answered: a text that says something."""
+    """What is to be completed: a text that is not blank."""
     text = _content(value, where)
     if not text.strip():
         raise DataError(f"{where} is empty", fix="Write something or take the row out")

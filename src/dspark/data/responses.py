@@ -1,4 +1,4 @@
-"""Responses: what the target answered, with token ids, as training data.
+"""Responses: completions by the target, with token ids, as training data.
 
 One JSON object a line; files may be gzip-compressed. `ResponseRow` is the full row as it lies in
 a file, `Response` the part that training keeps in memory.
@@ -6,10 +6,10 @@ a file, `Response` the part that training keeps in memory.
     id, domain            text; several rows may share an id (several samples of one prompt)
     temperature, top_p    how it was sampled; top_p may be absent when it was not recorded
     prompt_ids            the prompt after the chat template, token ids
-    response_ids          the answer, token ids, the stop token included when there is one
-    finished              true when the answer ended by itself, false at a length limit
+    response_ids          the completion, token ids, the stop token included when there is one
+    finished              true when the completion ended by itself, false at a length limit
     source, license, prompt, response   text, may be absent
-    turn                  which answer of its conversation it is, from 0; absent outside of one
+    turn                  which completion of its conversation it is, from 0; absent outside of one
 
 Further fields are allowed and survive reading and writing.
 
@@ -45,7 +45,7 @@ _KNOWN = frozenset(
 
 @dataclass(slots=True)
 class ResponseRow:
-    """One answer as it lies in a file; the module's text explains the fields.
+    """One completion as it lies in a file; the module's text explains the fields.
 
     Attributes:
         prompt_ids: int32 [prompt tokens].
@@ -121,7 +121,7 @@ class ResponseRow:
 
 @dataclass(frozen=True, slots=True, eq=False)  # eq on arrays would not give a truth value
 class Response:
-    """One answer in memory: 4 bytes a token and no text.
+    """One completion in memory: 4 bytes a token and no text.
 
     Attributes:
         id: id of the prompt; not unique.
@@ -129,9 +129,9 @@ class Response:
         response_ids: int32 [response tokens], at least one.
         temperature: what it was sampled with.
         finished: it ended by itself and was not cut afterwards.
-        sample: which of the answers to this prompt it is, from 0 in reading order.
-        context: [start, end) of what in `response_ids` is no answer, in order: of a conversation
-            that holds several answers, what lies between them.
+        sample: which of the completions to this prompt it is, from 0 in reading order.
+        context: [start, end) of what in `response_ids` is no completion, in order: of a
+            conversation that holds several completions, what lies between them.
     """
 
     id: str
@@ -144,16 +144,16 @@ class Response:
     context: tuple[tuple[int, int], ...] = ()
 
     @property
-    def answered(self) -> NDArray[np.bool_]:
+    def completion_mask(self) -> NDArray[np.bool_]:
         """Which tokens of `response_ids` the target wrote, bool [response tokens]."""
-        answered = np.ones(len(self.response_ids), dtype=bool)
+        completion_mask = np.ones(len(self.response_ids), dtype=bool)
         for start, end in self.context:
-            answered[start:end] = False
-        return answered
+            completion_mask[start:end] = False
+        return completion_mask
 
     @property
     def key(self) -> str:
-        """Unique name of this answer within what one `load_responses` call returned."""
+        """Unique name of this completion within what one `load_responses` call returned."""
         return f"{self.id}#{self.sample}"
 
     def __len__(self) -> int:
@@ -176,7 +176,8 @@ def load_responses(
         max_length: longest prompt plus response, in tokens; None for no limit. A longer response
             is cut and no longer counts as finished; one whose prompt leaves no room for a single
             response token is dropped.
-        join_turns: make one response of the answers of a conversation (:mod:`dspark.data.turns`).
+        join_turns: make one response of the completions of a conversation
+            (:mod:`dspark.data.turns`).
         bad_rows: what to do with rows that are no responses; None stops at the first.
         dropped: receives the number of responses that are dropped, by reason; and of those cut.
 
@@ -242,7 +243,7 @@ def split_held_out(
 
 
 def check_vocabulary(responses: Iterable[Response], vocab_size: int) -> None:
-    """Refuse answers with tokens that a target does not have.
+    """Refuse completions with tokens that a target does not have.
 
     Raises:
         DataError: naming the highest of them.
@@ -250,14 +251,14 @@ def check_vocabulary(responses: Iterable[Response], vocab_size: int) -> None:
     highest = max(int(max(r.prompt_ids.max(), r.response_ids.max())) for r in responses)
     if highest >= vocab_size:
         raise DataError(
-            "The answers belong to another target",
+            "The completions belong to another target",
             found=f"token {highest}, vocabulary {vocab_size}",
-            fix="Make answers with this target: `dspark regenerate`",
+            fix="Make completions with this target: `dspark regenerate`",
         )
 
 
 def token_frequencies(responses: Iterable[Response], vocab_size: int) -> NDArray[np.int64]:
-    """How often each token occurs in the answers (prompts and other context not counted).
+    """How often each token occurs in the completions (prompts and other context not counted).
 
     Returns:
         int64 [V].
@@ -274,7 +275,7 @@ def token_frequencies(responses: Iterable[Response], vocab_size: int) -> NDArray
                 found=int(ids.max()),
                 fix="Use responses that were made by this target",
             )
-        np.add.at(freq_V, ids[response.answered] if response.context else ids, 1)
+        np.add.at(freq_V, ids[response.completion_mask] if response.context else ids, 1)
     return freq_V
 
 

@@ -3,7 +3,7 @@
 A store is a folder: shards of safetensors, which are read memory-mapped, and `store.json`, which
 says whose states they are and where each sequence lies.
 
-Suffixes: T positions of a sequence, M taps x D, D hidden.
+Suffixes: T positions of a sequence, M auxiliary layers x D, D hidden.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MAKE_ANOTHER = "Make a store with this recipe: `dspark store` with another --out
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class StoreOrigin:
     """Whose states a store holds.
 
     Attributes:
         target: name of the target, for people.
         hidden_size, dtype: of one state.
-        target_layer_ids: tapped layers; none for the final-normed last states instead.
+        target_layer_ids: auxiliary layers; none for the final-normed last states instead.
         weights: SHA-256 of the target's embedding and head in that type.
     """
 
@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One sequence: its shard, tokens of prompt and answer, tokens of the prompt, their hash."""
+    """One sequence: its shard, tokens in all and of the prompt, and their hash."""
 
     key: str
     shard: int
@@ -61,12 +61,12 @@ class Entry:
     ids: str
 
 
-def origin_of(target: Target, tap_ids: Sequence[int]) -> Origin:
-    """What states of this target with these taps are known by."""
+def origin_of(target: Target, tap_ids: Sequence[int]) -> StoreOrigin:
+    """What states of this target with these auxiliary layers are known by."""
     digest = hashlib.sha256()
     for weight in (target.embedding_weight, target.head_weight):
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return Origin(
+    return StoreOrigin(
         portable_name(target.name),
         target.spec.hidden_size,
         target.dtype_name,
@@ -76,7 +76,7 @@ def origin_of(target: Target, tap_ids: Sequence[int]) -> Origin:
 
 
 def hash_ids(response: Response) -> str:
-    """SHA-256 of a sequence's tokens and of where its answer begins, shortened."""
+    """SHA-256 of a sequence's tokens and of where its completion begins, shortened."""
     ids = np.concatenate([[len(response.prompt_ids)], response.prompt_ids, response.response_ids])
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()[:16]
 
@@ -101,7 +101,8 @@ def write_shard(
     for number, state in enumerate(states, first_number):
         tensors[f"{number}.taps"] = state.taps_TM.cpu()
         tensors[f"{number}.log_norm"] = state.log_norm_T.cpu()
-        # Without taps the answer's last states are a part of what stands for the taps.
+        # Without auxiliary layers the completion's last states are part of what is stored in their
+        # place.
         if state.last_TD.untyped_storage().data_ptr() != state.taps_TM.untyped_storage().data_ptr():
             tensors[f"{number}.last"] = state.last_TD.cpu()
     atomic_write_bytes(shard_path(folder, shard), save(tensors, {"plan": plan}))
@@ -124,7 +125,7 @@ def shard_plan(folder: Path, shard: int) -> str | None:
 
 
 def write_index(
-    folder: Path, plan: str, origin: Origin, entries: Sequence[Entry], made: Mapping[str, Any]
+    folder: Path, plan: str, origin: StoreOrigin, entries: Sequence[Entry], made: Mapping[str, Any]
 ) -> None:
     """Write `store.json`, which makes the store a finished one; ``made`` is its provenance."""
     content = {"plan": plan, **asdict(origin), "sequences": [asdict(entry) for entry in entries]}
@@ -146,14 +147,14 @@ class StoredStates:
 
     Args:
         folder: a finished store.
-        origin: the target and taps of the run that reads it.
+        origin: the target and auxiliary layers of the run that reads it.
 
     Raises:
         DataError: there is no finished store, or it is damaged.
         IncompatibleDrafterError: it holds states of another target, or others of its layers.
     """
 
-    def __init__(self, folder: str | Path, origin: Origin) -> None:
+    def __init__(self, folder: str | Path, origin: StoreOrigin) -> None:
         self.folder, self.origin = Path(folder), origin
         if not (self.folder / INDEX).is_file():
             raise DataError(
@@ -189,7 +190,7 @@ class StoredStates:
             if theirs != mine:
                 raise DataError(
                     f"The store {self.folder} has sequence {response.key} with other tokens",
-                    found=f"store {theirs}, answers {mine}",
+                    found=f"store {theirs}, completions {mine}",
                     fix=MAKE_ANOTHER,
                 )
 
@@ -219,7 +220,7 @@ class StoredStates:
         return SequenceStates(taps_TM, last_TD, log_norm_T, entry.first)
 
 
-def _check_origin(content: dict[str, Any], origin: Origin) -> None:
+def _check_origin(content: dict[str, Any], origin: StoreOrigin) -> None:
     for name, mine in asdict(origin).items():
         theirs = content[name]
         mine = list(mine) if isinstance(mine, tuple) else mine

@@ -1,8 +1,8 @@
 """Conversations of several turns: rows of one conversation joined to one sequence for training.
 
-`dspark regenerate --turns` writes a row for each answer, whose prompt is the whole conversation so
-far. Where that prompt goes on, token for token, from the row before, both are one sequence: the
-target runs over it once, every answer in it is learned, and what lies between is context.
+`dspark regenerate --turns` writes a row for each completion, whose prompt is the whole conversation
+so far. Where that prompt goes on, token for token, from the row before, both are one sequence: the
+target runs over it once, every completion in it is learned, and what lies between is context.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def joined(before: Response, turn: Response) -> Response | None:
-    """The conversation up to ``before`` with the next answer; None where it is not its next one.
+    """The conversation up to ``before`` and the next completion; None if it is not the next one.
 
-    A chat template may write an earlier answer otherwise than it was generated (white space cut
+    A chat template may write an earlier completion otherwise than it was generated (white space cut
     off, other tokens for the same text): then the two stay apart, as they are served.
     """
     ids = np.concatenate([before.prompt_ids, before.response_ids])
@@ -35,10 +35,10 @@ def joined(before: Response, turn: Response) -> Response | None:
 
 
 class Conversations:
-    """Joins answers as they are read: those of a conversation come in order, others between.
+    """Joins completions as they are read: those of a conversation come in order, others between.
 
     Args:
-        responses: what was read so far; answers are added to it, or to the last one of theirs.
+        responses: what was read so far; completions are added to it, or to the last one of theirs.
     """
 
     def __init__(self, responses: list[Response]) -> None:
@@ -46,7 +46,7 @@ class Conversations:
         self._last: dict[str, tuple[int, int]] = {}  # by prompt: number of the turn, place
 
     def add(self, response: Response, turn: int) -> None:
-        """Take in the answer of a turn, counted from 0."""
+        """Take in the completion of a turn, counted from 0."""
         number, at = self._last.get(response.id, (turn, 0))
         whole = joined(self._responses[at], response) if turn and number == turn - 1 else None
         if whole is None:

@@ -21,7 +21,7 @@ DraftTimes = Sequence[tuple[int, float]]  # slots for each request, seconds for 
 def ranked(survival_RK: Sequence[Floats]) -> tuple[list[float], list[int]]:
     """Candidates in the order of admission: descending survival, ties by slot, then by request.
 
-    The order never hangs on anything but survival and places, so no token can pull itself ahead.
+    The order never depends on anything but survival and places, so no token can pull itself ahead.
 
     Args:
         survival_RK: a_{r,k}, not rising along k.

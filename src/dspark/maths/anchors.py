@@ -29,7 +29,7 @@ def draw_anchors(
     workers or the order of the data, nor with the version of numpy.
 
     Args:
-        loss_mask: [T] tokens that are trained on (answers only).
+        loss_mask: [T] tokens that are trained on (completions only).
         count: anchors wanted; all candidates are returned if there are fewer.
         block_size: slots of a block (the paper's γ). It does not restrict the choice: a block
             may reach past the mask, and `label_valid` then cuts it short.
@@ -87,7 +87,7 @@ def label_valid(
         ConfigError: block_size is below 1.
     """
     _check_block_size(block_size)
-    # Masked-out positions behind the end stand for everything outside the sequence.
+    # Masked-out positions behind the end represent everything outside the sequence.
     padded = np.concatenate([np.asarray(loss_mask, dtype=bool), np.zeros(block_size, dtype=bool)])
     position_AK = np.asarray(anchors, dtype=np.int64)[:, None] + np.arange(1, block_size + 1)
     return np.logical_and.accumulate(padded[position_AK], axis=1)

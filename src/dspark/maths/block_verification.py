@@ -1,4 +1,4 @@
-"""Block verification: a draft is judged as a whole (Sun et al., arXiv 2403.10444).
+"""Block verification: a draft is verified as a whole (Sun et al., arXiv 2403.10444).
 
 With P the target's and Q the drafter's distribution along the draft x_1 … x_γ of a request, γ what
 is verified of it:
@@ -8,10 +8,10 @@ is verified of it:
     h_i = Z_i / (Z_i + 1 - p_i) for i < γ,  h_γ = p_γ
     τ = the largest i with u_i < h_i, 0 without one
 
-x_1 … x_τ stand; after τ = γ the bonus comes from P, else the next token from max(p_τ P - Q, 0). The
-text is distributed as the target's own, and no rule that sees the same drafts keeps more of them on
-average. Whatever γ is, prefix i stands with probability p_i given its tokens, so γ may hang on
-tokens as under `verification.verify`: whether x_i is verified on x_<i alone.
+x_1 … x_τ are accepted; after τ = γ the bonus comes from P, else the next token from max(p_τ P - Q,
+0). The text is distributed as the target's own, and no rule that sees the same drafts keeps more of
+them on average. Whatever γ is, prefix i is accepted with probability p_i given its tokens, so γ may
+depend on tokens as under `verification.verify`: whether x_i is verified on x_<i alone.
 
 Suffixes as in `verification`: R requests, K block slots, V and Vd vocabularies; S places in drafts.
 """
@@ -82,21 +82,21 @@ def prefix_probability(
     draft_probs_RKV: Tensor,
     draft_ids_RK: Tensor,
     d2t: Tensor | None = None,
-    judged_RK: Tensor | None = None,
+    verified_RK: Tensor | None = None,
 ) -> Tensor:
-    """p_0 … p_K: how likely each prefix of a draft stands, given its tokens; float64 [R, K + 1].
+    """p_0 … p_K: probability that each prefix of a draft is accepted; float64 [R, K + 1].
 
     Args:
         target_probs_RKV: [R, K, V], of each slot's own token.
-        judged_RK: slots to look at, leading ones; p is 0 behind them. None looks at all.
+        verified_RK: slots to look at, leading ones; p is 0 behind them. None looks at all.
     """
     R, K = draft_ids_RK.shape
-    if judged_RK is None:
-        judged_RK = torch.ones(R, K, dtype=torch.bool, device=draft_ids_RK.device)
-    ids_RK = draft_ids_RK.masked_fill(~judged_RK, 0)
+    if verified_RK is None:
+        verified_RK = torch.ones(R, K, dtype=torch.bool, device=draft_ids_RK.device)
+    ids_RK = draft_ids_RK.masked_fill(~verified_RK, 0)
     target_RK = target_probs_RKV.gather(2, ids_RK[..., None])[..., 0].double()
     draft_RK = drafted_probability(draft_probs_RKV, ids_RK, d2t, target_probs_RKV.shape[2])
-    ratio_RK = (target_RK / draft_RK).nan_to_num(0.0, _HUGE).masked_fill(~judged_RK, 0.0)
+    ratio_RK = (target_RK / draft_RK).nan_to_num(0.0, _HUGE).masked_fill(~verified_RK, 0.0)
     kept = [torch.ones(R, dtype=torch.float64, device=ratio_RK.device)]
     for k in range(K):
         kept.append((kept[-1] * ratio_RK[:, k]).clamp(max=1))
@@ -109,7 +109,7 @@ def block_survival(
     draft_ids_RK: Tensor,
     d2t: Tensor | None = None,
 ) -> Tensor:
-    """Probability that prefix k stands given x_<k: Σ_x min(p_{k-1} P(x), Q(x)), float64 [R, K].
+    """Probability that prefix k is accepted given x_<k: Σ_x min(p_{k-1} P(x), Q(x)), [R, K].
 
     Args:
         target_probs_RKV: [R, K, V], of each slot's own token.
@@ -124,9 +124,9 @@ def block_overlap(
     draft_ids_RK: Tensor,
     d2t: Tensor | None = None,
 ) -> Tensor:
-    """The same given that prefix k - 1 stands: Σ_x min(P(x), Q(x) / p_{k-1}), float64 [R, K].
+    """The same given that prefix k - 1 is accepted: Σ_x min(P(x), Q(x) / p_{k-1}), float64 [R, K].
 
-    Where the prefix cannot stand it is Σ_x min(P(x), Q(x)), as under token verification.
+    Where the prefix cannot be accepted it is Σ_x min(P(x), Q(x)), as under token verification.
     """
     kept_RK = prefix_probability(target_probs_RKV, draft_probs_RKV, draft_ids_RK, d2t)[:, :-1]
     kept_RK = torch.where(kept_RK > 0, kept_RK, torch.ones_like(kept_RK))

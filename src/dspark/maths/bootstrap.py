@@ -1,7 +1,7 @@
 """Percentile bootstrap over prompts: how sure a figure is.
 
 Resamples are kept as counts, how often each prompt was drawn, so that a sum over a resample is one
-matrix product. The counts follow from the number of prompts and a key alone: two drafters judged
+matrix product. The counts follow from the number of prompts and a key alone: two drafters measured
 on the same prompts meet the same resamples, and their ratio is a paired comparison.
 
 Suffixes: B resamples, P prompts, K slots.

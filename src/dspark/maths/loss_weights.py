@@ -34,7 +34,7 @@ class Terms(NamedTuple):
 
     @property
     def couples(self) -> bool:
-        """Whether what a slot learns hangs on the other slots of its block."""
+        """Whether what a slot learns depends on the other slots of its block."""
         return self.length or self.dpace
 
 
@@ -160,7 +160,7 @@ def dpace_weights(own_AK: Tensor, valid_AK: Tensor) -> Tensor:
 
 
 def accepted_lengths(overlap_AK: Tensor, valid_AK: Tensor) -> Tensor:
-    """Σ_k Π_{i≤k} α_i over the valid slots of each block, [A]: draft tokens expected to stand."""
+    """Draft tokens of each block expected to be accepted, [A]: Σ_k Π_{i≤k} α_i of valid slots."""
     return (overlap_AK * valid_AK).cumprod(1).sum(1)
 
 
@@ -220,7 +220,7 @@ def log_overlap(overlap_N: Tensor) -> Tensor:
 
 
 def mean_length(overlap_N: Tensor, shares: SlotShares, block: int) -> Tensor:
-    """Draft tokens that are expected to stand, a mean over the step's anchors."""
+    """Draft tokens that are expected to be accepted, a mean over the step's anchors."""
     share_AK = shares.anchor_N.view(-1, block)
     lengths_A = accepted_lengths(overlap_N.view(-1, block), share_AK > 0)
     return (share_AK.amax(1) * lengths_A).sum()

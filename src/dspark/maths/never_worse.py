@@ -5,7 +5,7 @@ on the same slices it would look better than it is: the largest of several noisy
 of its lead to luck in those very slices (the winner's curse), and an adaptive policy that is
 exactly as good would seem worse.
 
-Suffixes: L lanes, the adaptive one first; T turns; B resamples; 2 is tokens and seconds.
+Suffixes: L policies, the adaptive one first; T turns; B resamples; 2 is tokens and seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dspark.maths.bootstrap import Floats, interval, ratio, resample_counts
 LIMITS = {"auto": 0.98, "causal": 0.95, "pipelined": 0.98}
 FEWEST_TURNS = 4  # two to choose on and two to compare on
 
-Lane = Sequence[tuple[float, float]]  # tokens and seconds of a policy's turns, in their order
+Turns = Sequence[tuple[float, float]]  # tokens and seconds of a policy's turns, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +44,41 @@ class NeverWorse:
         return self.high < LIMITS[policy]
 
 
-def judge(lanes: Mapping[str, Lane]) -> dict[str, NeverWorse]:
+def against_fixed(turns: Mapping[str, Turns]) -> dict[str, NeverWorse]:
     """Every adaptive policy of one level of load against the fixed ones.
 
     Args:
-        lanes: turns by policy, warming up left out; "off" and "fixed:K" are the fixed choices.
+        turns: tokens and seconds by policy, warming up left out; "off" and "fixed:K" are the fixed
+            choices.
 
     Returns:
         By adaptive policy; empty without a fixed choice or with too few turns.
     """
-    fixed = {name: lane for name, lane in lanes.items() if _is_fixed(name)}
-    turns = min(map(len, lanes.values()), default=0)
-    if not fixed or turns < FEWEST_TURNS:
+    fixed = {name: series for name, series in turns.items() if _is_fixed(name)}
+    count = min(map(len, turns.values()), default=0)
+    if not fixed or count < FEWEST_TURNS:
         return {}
     found = {}
     for name in LIMITS:
-        if name in lanes:
+        if name in turns:
             # Turns are paired: what slowed the machine in one of them slowed all policies.
-            cut = [lane[:turns] for lane in (lanes[name], *fixed.values())]
+            cut = [series[:count] for series in (turns[name], *fixed.values())]
             found[name] = _compare(np.array(cut, np.float64), list(fixed))
     return found
 
 
-def _compare(lanes_LT2: Floats, fixed: Sequence[str]) -> NeverWorse:
+def _compare(turns_LT2: Floats, fixed: Sequence[str]) -> NeverWorse:
     """Choose on each half in turn, compare on the other.
 
     The interval keeps the choices: it says how sure the comparison with them is.
     """
-    even, odd = lanes_LT2[:, 0::2], lanes_LT2[:, 1::2]
+    even, odd = turns_LT2[:, 0::2], turns_LT2[:, 1::2]
     chosen, values, resampled = [], [], []
-    for key, (choosing, judging) in enumerate(((even, odd), (odd, even))):
+    for key, (choosing, compared) in enumerate(((even, odd), (odd, even))):
         best = int(np.argmax(_speed(choosing[1:].sum(1))))
-        pair = judging[[0, 1 + best]]
+        pair = compared[[0, 1 + best]]
         counts_BT = resample_counts(pair.shape[1], key)
-        adaptive_B, fixed_B = (_speed(counts_BT @ lane_T2) for lane_T2 in pair)
+        adaptive_B, fixed_B = (_speed(counts_BT @ turns_T2) for turns_T2 in pair)
         adaptive, other = _speed(pair.sum(1))
         chosen.append(fixed[best])
         values.append(float(ratio(adaptive, other)))

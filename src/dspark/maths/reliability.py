@@ -65,11 +65,11 @@ def noise_floor(predicted_N: Floats, seed: int = 0) -> float:
         return float("nan")
     bins_N = equal_width_bins(predicted_N)
     numbers = np.random.default_rng(seed)
-    floors = [
+    noise_floors = [
         ece(predicted_N, numbers.random(len(predicted_N)) < predicted_N, bins_N)
         for _ in range(_DRAWS)
     ]
-    return float(np.mean(floors))
+    return float(np.mean(noise_floors))
 
 
 def auroc(predicted_N: Floats, observed_N: Bools) -> float:

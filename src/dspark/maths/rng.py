@@ -55,7 +55,7 @@ def uniform(
     Args:
         seed: seed of the request, below 2**64.
         request: which request, below 2**32.
-        sample: which answer to the same prompt, below 2**24.
+        sample: which completion of the same prompt, below 2**24.
         round: which draft-and-verify round of the request, below 2**32.
         slot: which block slot of the round, below 2**32.
         use: what the number is for, a `Use`.

@@ -1,15 +1,16 @@
 """Rounds that a given text takes, counted exactly (offline; no decoding).
 
 Given the text that came out, the rounds that made it are a Markov chain over its positions. A round
-begins at an anchor, the last token there is, and commits the drafts that stand and one token more.
-How likely a prefix of a draft stood, given the text, follows from p and q of the text's own tokens:
+begins at an anchor, the last token there is, and commits the drafts that are accepted and one token
+more. How likely a prefix of a draft was accepted, given the text, follows from p and q of the
+text's own tokens:
 
 - temperature 0: whether the drafter's best tokens are the text's;
 - token verification: Π_{i≤k} min(1, q_i/p_i), since a token x of the text was an accepted draft
   with probability min(p, q)(x) and a correction with p(x) - min(p, q)(x);
 - block verification: min_{j≤k} min(1, Π_{i≤j} q_i/p_i), which is Q(x_≤k) p_k / P(x_≤k) with p_k as
-  in `block_verification`: it stands with p_k given its tokens, and the text behind it is P's
-  whether it stands or not.
+  in `block_verification`: it is accepted with p_k given its tokens, and the text behind it is P's
+  whether it is accepted or not.
 
 From the end backwards, with R = 0 behind the text and s_{K+1} = 0:
 
@@ -29,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 def standing(log_ratio_AK: Floats, rule: str) -> Floats:
-    """Probability that the first 1 … K drafts of each anchor stood, given the text, [A, K].
+    """Probability that the first 1 … K drafts of each anchor were accepted, given the text, [A, K].
 
     Args:
         log_ratio_AK: log q(x) - log p(x) of the text's tokens behind each anchor; -inf where the

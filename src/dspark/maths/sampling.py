@@ -133,7 +133,7 @@ def probabilities(
     Temperature comes first, then top-k, then top-p over what top-k left, renormalised. Top-p
     keeps the shortest prefix in descending probability with at least that mass, so one token or
     more. Tokens with equal probabilities rank by id, lower first. A single number
-    stands for all rows.
+    is that of all rows.
 
     Args:
         logits_NV: logits of any floating type; -inf rules a token out.

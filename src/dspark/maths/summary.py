@@ -23,7 +23,7 @@ DIGITS = 4
 
 
 def rounded(value: float) -> float | None:
-    """A figure as it is stored; None stands for NaN."""
+    """A figure as it is stored; None for NaN."""
     return None if math.isnan(value) else round(float(value), DIGITS)
 
 

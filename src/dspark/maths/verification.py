@@ -3,8 +3,8 @@
 A drafted token x is kept with probability min(1, p_t(x) / p_d(x)); the first one that is not is
 replaced by a draw from the normalised positive part of p_t - p_d. Whatever the drafter proposes,
 the committed text is distributed as the target's own (DSpark §3.2.2 needs exactly this). Suffixes:
-R requests, K block slots (K + 1 for the target, which also judges after the last draft token),
-V vocabulary of the target, Vd of the drafter.
+R requests, K block slots (K + 1 for the target, which also covers the place after the last draft
+token), V vocabulary of the target, Vd of the drafter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def verify(
             after temperature, top-k and top-p.
         draft_probs_RKV: [R, K, Vd] p_d, the very distributions the draft was drawn from.
         draft_ids_RK: [R, K] drafted tokens, ids of the target's vocabulary.
-        verify_len_R: [R] draft tokens to judge, 0 to K; 0 is plain decoding.
+        verify_len_R: [R] draft tokens to verify, 0 to K; 0 is plain decoding.
         accept_u_RK: [R, K] uniform numbers in [0, 1) for the tests, float64.
         final_u_R: [R] uniform numbers in [0, 1) for the correction or bonus, float64.
         d2t: [Vd] target id of every draft id, int64, for a reduced draft vocabulary; p_d is zero
@@ -56,14 +56,14 @@ def verify(
     R, K = draft_ids_RK.shape
     device = target_probs_RKV.device
     verify_len_R = torch.as_tensor(verify_len_R, dtype=torch.int64, device=device)
-    judged_RK = torch.arange(K, device=device) < verify_len_R[:, None]
-    ids_RK = draft_ids_RK.masked_fill(~judged_RK, 0)
+    verified_RK = torch.arange(K, device=device) < verify_len_R[:, None]
+    ids_RK = draft_ids_RK.masked_fill(~verified_RK, 0)
 
     target_RK = target_probs_RKV[:, :K].gather(2, ids_RK[..., None])[..., 0].double()
     draft_RK = drafted_probability(draft_probs_RKV, ids_RK, d2t, target_probs_RKV.shape[2])
     accept_u_RK = torch.as_tensor(accept_u_RK, dtype=torch.float64, device=device)
     # Strict, and without dividing: a token the target rules out is never kept, not even at u = 0.
-    kept_RK = judged_RK & (accept_u_RK * draft_RK < target_RK)
+    kept_RK = verified_RK & (accept_u_RK * draft_RK < target_RK)
     accepted_R = kept_RK.cumprod(dim=1).sum(dim=1)
 
     final_RV = target_probs_RKV[torch.arange(R, device=device), accepted_R]
@@ -75,12 +75,12 @@ def verify(
 
 
 def verify_greedy(target_ids_RK: Tensor, draft_ids_RK: Tensor, verify_len_R: Lengths) -> Verdict:
-    """The limit of `verify` at temperature 0: keep what the target would have said itself.
+    """The limit of `verify` at temperature 0: keep what the target would have chosen itself.
 
     Args:
         target_ids_RK: [R, K + 1] the target's best token at every position, int64.
         draft_ids_RK: [R, K] drafted tokens, ids of the target's vocabulary, int64.
-        verify_len_R: [R] draft tokens to judge, 0 to K.
+        verify_len_R: [R] draft tokens to verify, 0 to K.
 
     Returns:
         Accepted counts and, per request, the target's token after the accepted prefix.

@@ -1,4 +1,4 @@
-"""What a run answers prompts with: the engine, or plain decoding as CUDA graphs."""
+"""What a run completes prompts with: the engine, or plain decoding as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READY = 16  # requests kept in line, so that slots never wait for the tokenizer
 _MEMORY_SHARE = 0.7  # of a GPU's free memory goes to keys and values
 
 
-class Batch(Protocol):
+class PromptBatch(Protocol):
     """Requests that wait or run; true while there are any."""
 
     max_len: int
@@ -61,7 +61,7 @@ class EngineBatch:
         return sum(len(output.token_ids) for output in outputs), finished
 
 
-def make_batch(target: Target, slots: int, max_len: int, decoder: Decoder = "auto") -> Batch:
+def make_batch(target: Target, slots: int, max_len: int, decoder: Decoder = "auto") -> PromptBatch:
     """Graphs where target and device suit them, else the engine.
 
     On a GPU there are no more slots than its free memory holds keys and values for.

@@ -1,8 +1,8 @@
-"""Conversations of several turns, every answer of which the target gives itself, in order.
+"""Conversations of several turns, every completion of which the target gives itself, in order.
 
-Of a prompt only what its user says is taken: answers that others wrote are left out. The prompt of
-a turn is the conversation so far under the chat template, as it would be served; its row says the
-turn's number, so that a run that was killed goes on behind the last answer in the file.
+Of a prompt only what its user says is taken: completions that others wrote are left out. The prompt
+of a turn is the conversation so far under the chat template, as it would be served; its row says
+the turn's number, so that a run that was killed goes on behind the last completion in the file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dspark.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """A conversation that waits for its next answer.
+    """A conversation that waits for its next completion.
 
     Attributes:
         messages: all so far; the last is the user's.
         later: what the user says afterwards, one message a turn.
-        turn: number of the answer that is next, from 0; None outside of conversations.
+        turn: number of the completion that is next, from 0; None outside of conversations.
     """
 
     prompt: Prompt
@@ -31,12 +31,12 @@ class Talk:
     later: tuple[Message, ...] = ()
     turn: int | None = None
 
-    def after(self, answer: str) -> Talk | None:
-        """The conversation with its next answer given; None where the user says no more."""
+    def after(self, completion: str) -> Talk | None:
+        """The conversation with its next completion given; None where the user says no more."""
         if self.turn is None or not self.later:
             return None
-        said = [*self.messages, {"role": "assistant", "content": answer}, self.later[0]]
-        return Talk(self.prompt, said, self.later[1:], self.turn + 1)
+        messages = [*self.messages, {"role": "assistant", "content": completion}, self.later[0]]
+        return Talk(self.prompt, messages, self.later[1:], self.turn + 1)
 
 
 def opening(prompt: Prompt, worded: Sequence[Message]) -> Talk:
@@ -51,29 +51,29 @@ def opening(prompt: Prompt, worded: Sequence[Message]) -> Talk:
     later = []
     for message in messages[first + 1 :]:
         if message["role"] not in ("user", "assistant"):
-            break  # what follows answers something that nobody will have said
+            break  # what follows replies to a message that nobody will have sent
         if message["role"] == "user":
             later.append(message)
     return Talk(prompt, messages[: first + 1], tuple(later), 0)
 
 
 def taken_up(talk: Talk, rows: Sequence[ResponseRow], where: str) -> Talk | None:
-    """A conversation behind the answers that a file holds; None where it has ended.
+    """A conversation behind the completions that a file holds; None where it has ended.
 
     Args:
         rows: of this prompt, in the file's order.
         where: the file, for its mistakes.
 
     Raises:
-        DataError: the answers are those of other messages, or out of order.
+        DataError: the completions are those of other messages, or out of order.
     """
     at: Talk | None = talk
     for number, row in enumerate(rows):
-        # A row without a turn, of a run without conversations, may answer the same first message.
+        # A row without a turn, of a run without conversations, may complete the same first message.
         asked = None if at is None else at.messages[-1]["content"]
         if (row.turn or 0) != number or row.prompt != asked or at is None:
             raise DataError(
-                f"{where} holds other answers than those of this conversation",
+                f"{where} holds other completions than those of this conversation",
                 found=f"prompt {row.id}, turn {row.turn or 0}",
                 fix="Use the prompts and options of the first run, or another file",
             )

@@ -2,7 +2,7 @@
 
 On a GPU a small model's step is bound by the calls it takes, not by arithmetic. Here every step
 has the same shapes and the same memory: a row for every slot, free slots included. So the calls
-are recorded once and replayed. On a CPU the same function runs as it stands.
+are recorded once and replayed. On a CPU the same function runs without them.
 
 Suffixes: S slots, T packed prompt rows, N prompts, L positions, H query heads, G query heads per
 key-value head, P head_dim, V vocabulary.

@@ -18,7 +18,7 @@ BOXED_SUFFIX = "\nPlease reason step by step, and put your final answer within \
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MixturePart:
     """A share of the prompts that is sampled alike; shares need not add up to one."""
 
     share: float
@@ -26,11 +26,11 @@ class Part:
     top_p: float = 1.0
 
 
-Mixture = Sequence[Part]
-DEFAULT_MIXTURE = (Part(0.35, 0.0), Part(0.25, 0.6, 0.95), Part(0.4, 1.0))
+Mixture = Sequence[MixturePart]
+DEFAULT_MIXTURE = (MixturePart(0.35, 0.0), MixturePart(0.25, 0.6, 0.95), MixturePart(0.4, 1.0))
 
 
-def parse_mixture(text: str) -> list[Part]:
+def parse_mixture(text: str) -> list[MixturePart]:
     """Read ``temperature[@top_p]:share,…``, such as "0:0.35,0.6@0.95:0.25,1:0.4".
 
     Raises:
@@ -41,7 +41,7 @@ def parse_mixture(text: str) -> list[Part]:
         how, colon, share = item.partition(":")
         temperature, at, top_p = how.partition("@")
         try:
-            part = Part(
+            part = MixturePart(
                 float(share) if colon else 1.0,
                 float(temperature),
                 float(top_p) if at else 1.0,
@@ -66,7 +66,7 @@ def digest(seed: int, purpose: str, name: str) -> int:
 def sampling_params(
     prompt_id: str, mixture: Mixture, max_new_tokens: int, seed: int, turn: int = 0
 ) -> SamplingParams:
-    """How the answer to a prompt is drawn; turns of a conversation differ in their draws alone."""
+    """How a prompt is completed; turns of a conversation differ in their draws alone."""
     point = _unit(seed, "temperature", prompt_id) * sum(part.share for part in mixture)
     chosen = mixture[-1]
     for part in mixture:

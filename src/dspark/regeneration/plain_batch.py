@@ -55,7 +55,7 @@ class PlainBatch:
         self._live_S = np.zeros(slots, dtype=bool)
         self._last_S = np.zeros(slots, dtype=np.int64)  # 0 in free slots, as are positions
         self._position_S = np.zeros(slots, dtype=np.int64)  # where the last token goes
-        self._count_S = np.zeros(slots, dtype=np.int64)  # tokens said
+        self._count_S = np.zeros(slots, dtype=np.int64)  # tokens made so far
         self._limit_S = np.zeros(slots, dtype=np.int64)
         self._seed_S = np.zeros(slots, dtype=np.uint64)
         self._temperature_S = np.zeros(slots, dtype=np.float32)
@@ -76,7 +76,7 @@ class PlainBatch:
         """Put a prompt in line.
 
         Raises:
-            RequestError: it is empty, leaves no room to answer or has an unknown token id.
+            RequestError: it is empty, leaves no room for a completion or has an unknown token id.
         """
         assert params.seed is not None
         assert params.top_k == 0
@@ -142,14 +142,14 @@ class PlainBatch:
 
     def _uniform(self, slots_R: NDArray[np.int64]) -> NDArray[np.float64]:
         """The engine's numbers: a first token is outside all rounds, each later one ends one."""
-        said_R = self._count_S[slots_R]
+        made_R = self._count_S[slots_R]
         return uniform(
             seed=self._seed_S[slots_R],
             request=0,
             sample=0,
-            round=np.maximum(said_R - 1, 0),
+            round=np.maximum(made_R - 1, 0),
             slot=0,
-            use=np.where(said_R == 0, int(Use.TARGET), int(Use.RESIDUAL)),
+            use=np.where(made_R == 0, int(Use.TARGET), int(Use.RESIDUAL)),
         )
 
     def _commit(self, slots_R: NDArray[np.int64], ids_R: NDArray[np.int64]) -> list[Request]:

@@ -1,8 +1,8 @@
 """Responses by the target itself: the on-policy data that drafters learn from (DSpark §3.3).
 
-Rows are appended as answers finish and name their prompt, so a run that was killed goes on where
-it stopped. A row depends on its prompt and the options alone (up to rounding: a batch's make-up
-can move a logit by the last bit).
+Rows are appended as completions finish and name their prompt, so a run that was killed goes on
+where it stopped. A row depends on its prompt and the options alone (up to rounding: a batch's
+make-up can move a logit by the last bit).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dspark.data.prompt_rows import prompt_ids
 from dspark.data.prompts import Prompt
 from dspark.data.responses import ResponseRow
 from dspark.errors import ConfigError, DataError, PromptTooLongError, RequestError
-from dspark.regeneration.batches import Batch, Decoder, make_batch
+from dspark.regeneration.batches import Decoder, PromptBatch, make_batch
 from dspark.regeneration.conversations import Talk, opening, taken_up
 from dspark.regeneration.mixture import (
     DEFAULT_MIXTURE,
@@ -40,15 +40,15 @@ _FLUSH_ROWS, _FLUSH_S = 16, 2.0
 
 
 @dataclass(slots=True)
-class Progress:
+class RegenerationProgress:
     """How far a run is.
 
     Attributes:
         prompts: all that were given.
-        rows: answers in the file, those of earlier runs included.
-        skipped: prompts too long to be answered.
+        rows: completions in the file, those of earlier runs included.
+        skipped: prompts too long to be completed.
         tokens: response tokens of the file's rows, earlier runs' included.
-        new_tokens: response tokens drawn in this run, those of unfinished answers included.
+        new_tokens: response tokens drawn in this run, those of unfinished completions included.
         seconds: since this run began.
     """
 
@@ -60,7 +60,7 @@ class Progress:
     seconds: float = 0.0
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[RegenerationProgress], None]
 
 
 def run(
@@ -79,47 +79,49 @@ def run(
     on_progress: OnProgress = lambda progress: None,
     decoder: Decoder = "auto",
     bad_rows: BadRows | None = None,
-) -> Progress:
-    """Answer prompts with the target and append the answers to a JSON-lines file.
+) -> RegenerationProgress:
+    """Complete prompts with the target and append the completions to a JSON-lines file.
 
     Args:
-        target: answers; plain decoding, nothing is drafted.
+        target: completes; plain decoding, nothing is drafted.
         prompts: with distinct ids; taken in an order that the seed decides.
-        out_path: rows as `ResponseRow` describes; prompts it has an answer to are left out.
+        out_path: rows as `ResponseRow` describes; prompts it has a completion of are left out.
         mixture: shares of the prompts with their temperature and top-p.
         suffix_share: share of the math prompts that ask for a boxed final answer.
-        max_new_tokens: length limit of an answer.
-        max_len: longest prompt and answer together; a prompt without room for a whole answer is
-            skipped and counted.
-        slots: answers made at the same time; on a GPU at most what its memory holds.
+        max_new_tokens: length limit of a completion.
+        max_len: longest prompt and completion together; a prompt without room for a whole
+            completion is skipped and counted.
+        slots: completions made at the same time; on a GPU at most what its memory holds.
         seed: decides order, temperatures, wording and draws, each from the prompt's id (and turn).
-        limit_tokens: begin no new answer once the file and the answers under way have so many
-            response tokens; those under way are finished, so that short ones are not favoured.
-        turns: answers a conversation at most, each in its own row (:mod:`conversations`): only what
-            the user says is taken from a prompt. None answers the last message alone, after
-            whatever the prompt has said before it. A conversation ends at an answer that a length
+        limit_tokens: begin no new completion once the file and the completions under way have so
+            many response tokens; those under way are finished, so that short ones are not favoured.
+        turns: completions a conversation at most, each in its own row (:mod:`conversations`): only
+            what the user says is taken from a prompt. None completes the last message alone, after
+            whatever the prompt holds before it. A conversation ends at a completion that a length
             limit cut, or where the next would have no room.
         on_progress: called after every step.
         decoder: "graph" draws through `PlainBatch`, "engine" through `Engine`; "auto" takes the
-            former on a GPU where the target suits it. The answers are the same up to rounding.
+            former on a GPU where the target suits it. The completions are the same up to rounding.
 
         bad_rows: what to do with prompts that the target cannot take; None stops at the first.
 
     Raises:
-        DataError: the file cannot be written, or holds answers that other options gave; the target
-            cannot take a prompt, and bad rows stop the work.
+        DataError: the file cannot be written, or holds completions that other options gave; the
+            target cannot take a prompt, and bad rows stop the work.
         ConfigError: the file's name ends in .gz, which cannot be appended to safely.
     """
     out_path = Path(out_path)
     if out_path.suffix == ".gz":
         raise ConfigError(
-            "Answers cannot be appended to a compressed file",
+            "Completions cannot be appended to a compressed file",
             found=out_path,
             fix="Leave .gz off; compress the finished file",
         )
     if turns is not None and turns < 1:
         raise ConfigError("A conversation has no turn", found=turns, fix="Use 1 or more")
-    job = _Job(target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed, turns)
+    job = _Regeneration(
+        target, prompts, out_path, mixture, suffix_share, max_new_tokens, seed, turns
+    )
     job.bad_rows = bad_rows or job.bad_rows
     batch = make_batch(target, slots, max_len, decoder)
     started = time.monotonic()
@@ -136,12 +138,12 @@ def run(
             on_progress(job.progress)
             if not batch:
                 fill()
-    finally:  # finished answers are kept whatever happens
+    finally:  # finished completions are kept whatever happens
         job.flush()
     return job.progress
 
 
-def _fill(batch: Batch, job: _Job, limit_tokens: int | None) -> None:
+def _fill(batch: PromptBatch, job: _Regeneration, limit_tokens: int | None) -> None:
     """Keep some requests in line until prompts or tokens run out."""
     for _ in range(batch.wanted):
         if limit_tokens is not None and job.drawn >= limit_tokens:
@@ -150,8 +152,8 @@ def _fill(batch: Batch, job: _Job, limit_tokens: int | None) -> None:
             return
 
 
-class _Job:
-    """The prompts still to answer, and the file that answers go to."""
+class _Regeneration:
+    """The prompts still to complete, and the file that completions go to."""
 
     def __init__(
         self,
@@ -167,7 +169,7 @@ class _Job:
         self.target, self.path, self.seed, self.turns = target, path, seed, turns
         self.mixture, self.suffix_share = mixture, suffix_share
         self.max_new_tokens, self.bad_rows = max_new_tokens, BadRows()
-        self.progress = Progress(len(prompts))
+        self.progress = RegenerationProgress(len(prompts))
         by_id = {prompt.id: prompt for prompt in prompts}
         done = self._read_done(by_id)
         left = [self._talk(prompt, done.get(name, [])) for name, prompt in by_id.items()]
@@ -180,11 +182,11 @@ class _Job:
 
     @property
     def drawn(self) -> int:
-        """Response tokens of the file and of all answers under way."""
+        """Response tokens of the file and of all completions under way."""
         return self.tokens_before + self.progress.new_tokens
 
     def _read_done(self, by_id: dict[str, Prompt]) -> dict[str, list[ResponseRow]]:
-        """Rows of the prompts that the file answers already, in its order."""
+        """Rows of the prompts that the file completes already, in its order."""
         done: dict[str, list[ResponseRow]] = defaultdict(list)
         check_writable(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,14 +202,14 @@ class _Job:
             params = sampling_params(row.id, self.mixture, self.max_new_tokens, self.seed)
             if (row.temperature, row.top_p) != (params.temperature, params.top_p):
                 raise DataError(
-                    f"{self.path} holds answers made with other temperatures or another seed",
+                    f"{self.path} holds completions made with other temperatures or another seed",
                     found=f"line {number}: temperature {row.temperature:g}, top_p {row.top_p}",
                     fix="Use the options of the first run, or another file",
                 )
         return done
 
     def _talk(self, prompt: Prompt, done: list[ResponseRow]) -> Talk | None:
-        """What is to be answered of a prompt; None where the file has all of it."""
+        """What is to be completed of a prompt; None where the file has all of it."""
         messages = worded(prompt, self.suffix_share, self.seed)
         if self.turns is None:
             return None if done else Talk(prompt, messages)
@@ -219,11 +221,11 @@ class _Job:
             return None
         return talk
 
-    def submit_next(self, batch: Batch) -> bool:
+    def submit_next(self, batch: PromptBatch) -> bool:
         """Submit what is next in line; prompts that are too long are counted and left.
 
         Returns:
-            whether there was anything, for now: answers under way may bring further turns.
+            whether there was anything, for now: completions under way may bring further turns.
         """
         while self.left:
             talk = self.left.popleft()
@@ -242,9 +244,9 @@ class _Job:
         return False
 
     def _ids(self, talk: Talk) -> list[int] | None:
-        """The prompt of the next answer; none where it is too long, None for a bad row."""
+        """The prompt of the next completion; none where it is too long, None for a bad row."""
         try:
-            if talk.turn:  # what the template refuses here is an answer, and no row is to blame
+            if talk.turn:  # what the template refuses here is a completion, and no row is to blame
                 return self.target.encode_messages(talk.messages, talk.prompt.tools)
             return prompt_ids(self.target, talk.prompt, self.bad_rows, talk.messages)
         except PromptTooLongError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dspark.maths.never_worse import NeverWorse, judge
+from dspark.maths.never_worse import NeverWorse, against_fixed
 from dspark.reporting.load import Results
 from dspark.reporting.records import Load, LoadRow
 from dspark.reporting.style import kind_rank
@@ -96,7 +96,7 @@ def never_worse(record: Load) -> list[tuple[str, str, NeverWorse]]:
     return [
         (level, policy, found)
         for level, lanes in levels.items()
-        for policy, found in judge(lanes).items()
+        for policy, found in against_fixed(lanes).items()
     ]
 
 

@@ -44,10 +44,10 @@ class CalibrationEntry:
         temperatures: T_1 … T_γ, positive.
         mean_survival: mean calibrated survival of slots 1 … γ, for a request without history.
         rounds, prompts: what it was fitted on.
-        max_new_tokens: length limit of the answers it was fitted on.
+        max_new_tokens: length limit of the completions it was fitted on.
         metrics: how it did on rounds kept out of fitting; for people.
         confidence: SHA-256 of the informed confidence head it was fitted with, "" for the
-            linear head, which also speaks for greedy drafts.
+            linear head, which also gives that of greedy drafts.
         verification: the rule of `core.RULES` that its drafts were accepted by; "" at temperature
             0, where all rules are one.
     """
@@ -195,7 +195,8 @@ class CalibrationTable:
     def nearest(self, key: Key) -> CalibrationEntry | None:
         """The entry for a way of sampling, or the nearest in temperature; None without entries.
 
-        Where an informed head speaks above temperature 0, entries that it made come first.
+        Where an informed head gives the confidence above temperature 0, entries that it made come
+        first.
         """
         two_heads = any(entry.confidence for entry in self.entries)
 
@@ -209,7 +210,8 @@ class CalibrationTable:
         """This table as it serves under a rule: one entry for each way of sampling.
 
         Returns:
-            The table, and those of its entries that were fitted under another rule and stand in.
+            The table, and those of its entries that were fitted under another rule and are used
+            here.
         """
         own = [entry for entry in self.entries if entry.verification in ("", rule)]
         known = {entry.key for entry in own}

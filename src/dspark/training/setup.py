@@ -108,7 +108,7 @@ def unused_token(responses: list[Response], target: Target, wanted: int | None) 
     seen = token_frequencies(responses, size)
     for response in responses:
         np.add.at(seen, response.prompt_ids, 1)
-        np.add.at(seen, response.response_ids[~response.answered], 1)
+        np.add.at(seen, response.response_ids[~response.completion_mask], 1)
     if wanted is not None:
         if wanted < size and seen[wanted]:
             raise ConfigError(

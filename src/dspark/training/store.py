@@ -18,7 +18,7 @@ from dspark.data.responses import Response
 from dspark.data.store import (
     INDEX,
     Entry,
-    Origin,
+    StoreOrigin,
     hash_ids,
     index_plan,
     origin_of,
@@ -52,7 +52,7 @@ class Plan:
 
     config: TrainConfig
     target: Target
-    origin: Origin
+    origin: StoreOrigin
     responses: list[Response]
     sizes: list[int]
     shards: list[range]

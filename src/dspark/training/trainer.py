@@ -94,7 +94,7 @@ class Trainer(Learner):
         training = asdict(self.counters) | {
             "answers": len(self.train),
             "dropped": dict(self.dropped),
-            "response_tokens": sum(int(r.answered.sum()) for r in self.train),
+            "response_tokens": sum(int(r.completion_mask.sum()) for r in self.train),
             "draft_vocabulary_coverage": round(self.coverage, 5),
             "held_out": held_out,
         }
