@@ -1,6 +1,6 @@
 """The target's states of one sequence, as training and stores hold them.
 
-Suffixes: T positions of a sequence, M taps x D, D hidden.
+Suffixes: T positions of a sequence, M auxiliary layers x D, D hidden.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class SequenceStates:
     """What training needs of the target for one sequence.
 
     Attributes:
-        taps_TM: taps of all positions, in the target's dtype; the final-normed last states for a
-            drafter that taps no layer.
-        last_TD: final-normed states of the answer's positions only (``first`` onwards).
+        taps_TM: auxiliary hidden states of all positions, in the target's dtype; the
+            final-normed last states for a drafter without auxiliary layers.
+        last_TD: final-normed states of the completion's positions only (``first`` onwards).
         log_norm_T: logsumexp of the full-vocabulary logits at the same positions, float32.
-        first: position of the answer's first token.
+        first: position of the completion's first token.
     """
 
     taps_TM: Tensor
