@@ -95,7 +95,6 @@ train --config {{nowhere}}
 train --config {{bad_toml}}
 train --config {{recipe}} --set nothing
 train --config {{recipe}} --set optim.lr=nan
-train --config {{recipe}} --set drafter.block_size=0
 train --config {{recipe}} --set target={{nowhere}}
 train --config {{recipe}} --set 'data.responses=["{{nowhere}}"]'
 train --config {{recipe}} --set 'data.responses=["{{folder}}"]'
@@ -201,6 +200,7 @@ bench kernels --dtypes float8
 bench peers --levels avx9000
 bench peers --llama-server nowhere
 train --config {recipe} --set drafter.kind=medusa
+train --config {recipe} --set drafter.block_size=0
 """
 
 

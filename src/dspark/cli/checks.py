@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -268,12 +269,26 @@ def _outputs(given: Given, option: Callable[[str], str]) -> None:
             seen[place] = option(name)
 
 
-def check_recipe(config: TrainConfig) -> None:
-    """Refuse a recipe whose target or answers are not there.
+def read_recipe(path: Path, overrides: Sequence[str]) -> TrainConfig:
+    """A recipe whose target and responses are there.
+
+    What recipes of all kinds share is checked first: a kind's own keys lie beside its drafter,
+    which brings torch along.
 
     Raises:
-        CheckpointError, DataError: naming what is missing.
+        ConfigError, CheckpointError, DataError: naming what is wrong or missing.
     """
-    _target(config.target, {})
-    for name in config.data.responses:
+    from dspark import config
+
+    layers = config.read_layers(path, overrides)
+    shared = [
+        replace(layer, tree={k: v for k, v in layer.tree.items() if k != "drafter"})
+        for layer in layers
+    ]
+    known = config.checked(shared, config.TrainConfig, str(path))
+    _target(known.target, {})
+    for name in known.data.responses:
         check_file(find_data(name))
+    from dspark.training import recipe
+
+    return recipe.read_recipe(path, overrides)

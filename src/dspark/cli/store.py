@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dspark.cli.checks import check_recipe
+from dspark.cli.checks import read_recipe
 from dspark.cli.outputs import claim
 
 
@@ -51,10 +51,7 @@ def command(
         dspark train --config configs/smollm2-135m-dspark.toml --set data.store=stores/smollm2
     """
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
-    from dspark.training.recipe import read_recipe
-
     loaded = read_recipe(config, [*(set_ or []), *chosen])
-    check_recipe(loaded)
     from dspark.data.store import INDEX
     from dspark.training.setup import dropped_line
     from dspark.training.store import make_plan, write_store

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column
 
 from dspark.artifacts import provenance
-from dspark.cli.checks import check_recipe
+from dspark.cli.checks import read_recipe
 from dspark.cli.outputs import claim
 from dspark.config import TrainConfig
 from dspark.training.board import Board
@@ -74,10 +74,7 @@ def command(
     """
     chosen = [] if bad_rows is None else [f"data.bad_rows={bad_rows}"]
     chosen += [] if from_ is None else [f"drafter.start={json.dumps(from_)}"]
-    from dspark.training.recipe import read_recipe
-
     loaded = read_recipe(config, [*(set_ or []), *chosen])
-    check_recipe(loaded)
     from dspark.training.parallel import Parallel
 
     parallel = Parallel()
