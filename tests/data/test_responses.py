@@ -6,14 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dspark.data.responses import (
-    Response,
-    ResponseRow,
-    draft_vocabulary,
-    load_responses,
-    split_held_out,
-    token_frequencies,
-)
+from dspark.data.responses import Response, ResponseRow, load_responses, split_held_out
 from dspark.errors import ConfigError, DataError
 from fakes import write_jsonl
 
@@ -151,36 +144,3 @@ def test_split_is_the_same_everywhere() -> None:
 def test_split_refuses_bad_shares(share: float) -> None:
     with pytest.raises(ConfigError, match="share"):
         split_held_out([], share, seed=0)
-
-
-def test_token_frequencies_count_responses() -> None:
-    freq = token_frequencies([answer("a", [1, 1, 3]), answer("b", [1, 0])], vocab_size=5)
-    assert freq.tolist() == [1, 3, 0, 1, 0]
-    assert freq.dtype == np.int64
-    with pytest.raises(DataError, match="a#0 has a token outside"):
-        token_frequencies([answer("a", [5])], vocab_size=5)
-
-
-def test_draft_vocabulary_takes_the_most_frequent() -> None:
-    freq = np.array([5, 1, 9, 5, 0, 0], dtype=np.int64)
-    ids, coverage = draft_vocabulary(freq, 2, [])
-    assert ids.tolist() == [0, 2]  # 0 and 3 are equal: the lower id wins
-    assert coverage == pytest.approx(14 / 20)
-    ids, coverage = draft_vocabulary(freq, 3, [5, 5])
-    assert ids.tolist() == [0, 2, 5]
-    assert ids.dtype == np.int64
-    assert coverage == pytest.approx(14 / 20)
-    ids, coverage = draft_vocabulary(freq, 6)
-    assert ids.tolist() == [0, 1, 2, 3, 4, 5]
-    assert coverage == 1
-
-
-@pytest.mark.parametrize(("size", "always"), [(0, []), (7, []), (1, [0, 1]), (3, [6]), (3, [-1])])
-def test_draft_vocabulary_refuses(size: int, always: list[int]) -> None:
-    with pytest.raises(ConfigError):
-        draft_vocabulary(np.ones(6, dtype=np.int64), size, always)
-
-
-def test_draft_vocabulary_needs_counts() -> None:
-    with pytest.raises(DataError, match="no token was counted"):
-        draft_vocabulary(np.zeros(6, dtype=np.int64), 3)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dspark.data.responses import ResponseRow, load_responses, token_frequencies
+from dspark.data.responses import ResponseRow, load_responses
+from dspark.data.vocabulary import token_frequencies
 from dspark.errors import DataError
 
 

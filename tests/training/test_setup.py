@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dspark.data.responses import Response, token_frequencies
+from dspark.data.responses import Response
+from dspark.data.vocabulary import token_frequencies
 from dspark.errors import ConfigError, DataError, IncompatibleDrafterError
 from dspark.targets.target import Target
 from dspark.training.setup import build_drafter, load_data, pick_training_dtype, unused_token

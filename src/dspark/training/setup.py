@@ -13,14 +13,8 @@ import torch
 
 from dspark.config import DrafterSection, TrainConfig
 from dspark.data.bad_rows import BadRows
-from dspark.data.responses import (
-    Response,
-    check_vocabulary,
-    draft_vocabulary,
-    load_responses,
-    split_held_out,
-    token_frequencies,
-)
+from dspark.data.responses import Response, check_vocabulary, load_responses, split_held_out
+from dspark.data.vocabulary import draft_vocabulary, token_frequencies
 from dspark.drafters.config import DrafterConfig, default_tap_ids, fit_to_target
 from dspark.drafters.drafter import Drafter
 from dspark.drafters.registry import drafter_class, make_drafter

@@ -14,7 +14,7 @@ from typing import Any
 
 from dspark.artifacts import check_writable
 from dspark.config import TrainConfig
-from dspark.data.responses import token_frequencies
+from dspark.data.vocabulary import token_frequencies
 from dspark.drafters.checkpoint import save_drafter
 from dspark.drafters.drafter import Drafter
 from dspark.errors import CheckpointError, ConfigError
