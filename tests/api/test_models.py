@@ -53,6 +53,20 @@ def test_loaded_models_stay_what_they_are(tmp_path: Path) -> None:
         load_drafter("none", target)
 
 
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_that_cannot_be(tmp_path: Path, threads: int) -> None:
+    home = tiny_home(tmp_path, count=1)
+    with pytest.raises(ConfigError, match="threads is out of range"):
+        load_target(home / "target", "float32", threads=threads)
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_cannot_be_reached(tmp_path: Path, device: str) -> None:
+    home = tiny_home(tmp_path, count=1)
+    with pytest.raises(ConfigError, match=f"The device {device} cannot be used"):
+        load_target(home / "target", "float32", device=device)
+
+
 def test_the_library_has_the_defaults_of_the_command_line() -> None:
     """A type, weights and a drafter chosen by the same words, whoever asks."""
     from dspark.api.llm import LLM

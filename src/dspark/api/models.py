@@ -42,11 +42,30 @@ def load_target(
 
     Raises:
         CheckpointError: nothing loadable is found, or files are damaged.
-        ConfigError: weights of eight bits are not served for it here.
+        ConfigError: weights of eight bits are not served for it here, or the device or the number
+            of threads cannot be used.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError("threads is out of range", found=threads, fix="Use 1 or more, or None")
+    device = best_device() if device == AUTO else _checked_device(device)
     if threads:
         torch.set_num_threads(threads)
-    return targets.load_target(name, dtype, best_device() if device == AUTO else device, weights)
+    return targets.load_target(name, dtype, device, weights)
+
+
+def _checked_device(device: str) -> str:
+    """The device, if this PyTorch reaches it.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        fix = 'Use "cpu", or "auto", which takes a GPU if torch sees one'
+        raise ConfigError(f"The device {device} cannot be used", found=reason, fix=fix) from error
+    return device
 
 
 def load_drafter(name: str | Path, target: Target) -> Drafter:
