@@ -84,12 +84,12 @@ def command(
     from dspark.api.llm import LLM
     from dspark.api.models import load_models
 
-    models = load_models(target, drafter, dtype, weights=weights, threads=threads)
-    ids = models[0].encode(prompt, raw=raw, parse_special=parse_special)
+    model, draft_model = load_models(target, drafter, dtype, weights=weights, threads=threads)
+    ids = model.encode(prompt, raw=raw, parse_special=parse_special)
     room = len(ids) + max_new_tokens
     with LLM(
-        models[0],
-        drafter=models[1],
+        model,
+        drafter=draft_model,
         policy=policy or AUTO,
         slots=1,
         max_len=room,
@@ -101,7 +101,7 @@ def command(
                 print(piece.text, end="", flush=True)
         seconds = time.perf_counter() - start
     assert piece.output is not None
-    _show(piece.output, seconds, as_json, drafted=models[1] is not None)
+    _show(piece.output, seconds, as_json, drafted=draft_model is not None)
 
 
 def _show(output: RequestOutput, seconds: float, as_json: bool, drafted: bool) -> None:

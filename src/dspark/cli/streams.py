@@ -35,7 +35,8 @@ class _Raw(io.FileIO):
             return len(data)
 
     def fail(self, error: OSError) -> None:
-        raise NotImplementedError
+        """Something was not taken."""
+        raise error
 
 
 class _Output(_Raw):
