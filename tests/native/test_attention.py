@@ -167,12 +167,13 @@ def test_long_texts(dtype: torch.dtype, window: int | None, heads: int, kv_heads
 
 
 @TYPES
-@pytest.mark.parametrize("window", [None, 7, 200])
+@pytest.mark.parametrize("window", [None, 3, 13, 29, 200])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (6, 3), (8, 1)])
 def test_rows_of_long_texts_do_not_depend_on_the_others(
-    dtype: torch.dtype, window: int | None
+    dtype: torch.dtype, heads: int, kv_heads: int, window: int | None
 ) -> None:
     """One row at a time, a request at a time, all at once, by one thread and by several."""
-    stage = Stage(dtype, 9, 3, 64, LONG, 720)
+    stage = Stage(dtype, heads, kv_heads, 80, LONG, 720)
     stops_T = stage.positions_T + 1
     firsts_T = torch.zeros_like(stops_T) if window is None else (stops_T - window).clamp_min(0)
     together = stage.run(firsts_T, stops_T)

@@ -84,7 +84,8 @@ inline void score(const float* q, const float* turned, long size, float scale, f
             store(scores + n * stride + k * LANES, sums[n][k] * scale);
 }
 
-// Scores become weights; `top` and `total` are the largest score and the sum of the weights.
+// Scores become weights; `top` and `total` are the largest score and the sum of the weights. Which
+// lane the first one lies in does not matter: `sum` folds halves, and they turn with the lanes.
 inline void soft_max(float* scores, long length, float& top, float& total) {
     floats tops = all(-__builtin_inff());
     for (long i = 0; i < length; i += LANES) tops = largest(tops, load(scores + i));
